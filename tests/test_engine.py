@@ -1,0 +1,69 @@
+"""The pool loses nothing when a worker crashes, hangs or raises."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from curation import engine
+
+
+def misbehave(job: str):
+    """A step that does what its job says."""
+    yield f"began {job}"
+    if job == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if job == "exit":
+        os._exit(7)
+    if job == "hang":
+        time.sleep(3600)
+    if job == "raise":
+        raise ValueError("two\nlines")
+    yield f"ended {job}"
+
+
+def slow_but_alive(job: int):
+    """Takes longer than the timeout, and shows signs of life."""
+    for _ in range(6):
+        time.sleep(1.2)
+        yield None
+
+
+def ends(events) -> dict:
+    return {event.job: event.error for event in events if event.done}
+
+
+def test_one_bad_job_costs_one_error_and_every_other_job_finishes():
+    jobs = ["a", "crash", "b", "hang", "c", "raise", "d", "exit", "e"]
+    events = list(engine.run(misbehave, jobs, workers=2, timeout_s=6))
+    errors = ends(events)
+    assert set(errors) == set(jobs)
+    assert errors["crash"] == "the worker died: SIGSEGV"
+    assert errors["exit"] == "the worker died: exit status 7"
+    assert errors["hang"] == "silent for 6 s: gave up (timeout_s)"
+    assert errors["raise"] == "ValueError: two lines"
+    values = [event.value for event in events if event.value]
+    for job in "abcde":
+        assert errors[job] is None
+        assert f"ended {job}" in values
+
+
+def test_a_slow_job_that_shows_signs_of_life_is_not_killed():
+    assert ends(engine.run(slow_but_alive, [1], workers=1, timeout_s=6)) == {1: None}
+
+
+def test_no_jobs_start_no_worker():
+    assert list(engine.run(misbehave, [], workers=2)) == []
+
+
+def test_leaving_the_loop_kills_the_workers():
+    events = engine.run(misbehave, ["hang", "hang"], workers=2, timeout_s=60)
+    next(events)
+    events.close()
+    assert not engine.SPAWN.active_children()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="Linux tells the allowed cores")
+def test_workers_are_the_cores_this_process_may_use():
+    assert engine.available_cores() == len(os.sched_getaffinity(0))
