@@ -18,6 +18,7 @@ from curation.engine import one_line
 from curation.scorer import REGISTRY, Clip, Column, Scorer, score, scorer
 from curation.shards import bucket
 from curation.sources import Source
+from recipes.load import UsageError
 from recipes.schema import Curation, Split
 
 import curation.basic  # isort: skip  (the scorers register themselves, in the order in which
@@ -52,7 +53,14 @@ class Progress:
 def chosen(config: Curation) -> list[Scorer]:
     """The scorers that a configuration's set and steps name, in the order in which they run."""
     steps = {"embeddings", "thumbnails", *config.steps}
-    return [s for s in REGISTRY.values() if config.scorers in s.sets and s.step in steps]
+    if unknown := set(config.skip) - REGISTRY.keys():
+        names = ", ".join(REGISTRY)
+        raise UsageError(f"skip={unknown.pop()}: no such scorer; there are {names}")
+    return [
+        one
+        for one in REGISTRY.values()
+        if config.scorers in one.sets and one.step in steps and one.name not in config.skip
+    ]
 
 
 def split_version(options: Split) -> str:
@@ -73,17 +81,19 @@ def analyse(job: Job) -> Iterator[Progress | Rows]:
     """
     source, config = job.source, job.config
     scorers = [REGISTRY[name] for name in job.scorers]
+    row = lost_row(source, "")
     try:
-        with sources.local(source) as path:
-            video_id, digest = sources.identify(path, source.name)
-            row = video_row(source, video_id, digest)
+        with sources.local(source, fetched(config)) as path:
+            row = video_row(source, *sources.identify(path, source.name))
             row["split"] = split_version(config.split)
-            try:
-                yield from _walk(job, path, row, scorers)
-            except video.VideoError as error:
-                yield {"videos": [row | {"status": "error", "error": one_line(error)}]}
-    except OSError as error:
-        yield {"videos": [lost_row(source, one_line(error))]}
+            yield from _walk(job, path, row, scorers)
+    except (video.VideoError, OSError) as error:
+        yield {"videos": [row | {"status": "error", "error": one_line(error)}]}
+
+
+def fetched(config: Curation) -> Path:
+    """Where remote files and tar members lie while they are read."""
+    return Path(config.out) / "fetched"
 
 
 def _walk(job: Job, path: Path, row: dict, scorers: list[Scorer]) -> Iterator[Progress | Rows]:

@@ -17,6 +17,8 @@ from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from recipes.load import UsageError
+
 SPAWN = multiprocessing.get_context("spawn")  # a fork would inherit locks of DuckDB and ONNX
 
 
@@ -28,6 +30,7 @@ class Event:
     value: Any = None
     error: str | None = None
     done: bool = False
+    mistake: bool = False  # the user's (weights that are missing, say): it ends the run
 
 
 @dataclass
@@ -57,6 +60,9 @@ def run(
 
     Yields:
         for each job its values, then one event with `done`, whose `error` is None or one line.
+
+    Raises:
+        UsageError: one of the jobs raised it.
     """
     queue = iter(jobs)
     pool: list[_Worker] = []
@@ -85,6 +91,8 @@ def run(
                     yield _lost(pool, worker, _death(worker.process.exitcode))
                     continue
                 worker.busy = not event.done
+                if event.mistake:
+                    raise UsageError(event.error)
                 yield replace(event, job=worker.job)
             for worker in [w for w in pool if w.busy]:
                 if time.monotonic() - worker.heard > timeout_s:
@@ -143,15 +151,17 @@ def _work(function, pipe: Connection, setup) -> None:
             job = pipe.recv()
         except EOFError:
             return
-        error = None
+        end = Event(job=None, done=True)
         try:
             for value in function(job):
                 pipe.send(Event(job=None, value=value))
         except BrokenPipeError:
             return
+        except UsageError as mistake:
+            end = replace(end, error=str(mistake), mistake=True)
         except Exception as failure:
-            error = one_line(failure)
-        pipe.send(Event(job=None, error=error, done=True))
+            end = replace(end, error=one_line(failure))
+        pipe.send(end)
 
 
 def _die_with_parent() -> None:

@@ -59,6 +59,7 @@ class Cuts:
             )
         self.recent: deque[tuple[int, np.ndarray]] = deque(maxlen=2 * options.flash_frames + 4)
         self.candidates: list[int] = []
+        self.latency = max([2, *(d.event_buffer_length for d in self.detectors)])  # frames
         self.last = 0
 
     def see(self, index: int, small: np.ndarray) -> list[int]:
@@ -173,8 +174,8 @@ def clips(
     Memory stays bounded: at most a window and half a second of frames are held.
 
     Args:
-        sample_fps: about so many frames a second reach the costly scorers, one of them right after
-            each boundary, so that every clip has one.
+        sample_fps: at least so many frames a second reach the costly scorers, and at least one of
+            each clip.
 
     Yields:
         a clip, or None for a frame that completes none (a sign of life).
@@ -187,7 +188,10 @@ def clips(
             yield Span(0, 1, 0.0, 0.0), _clip(shot, probe, weights)
         return
     shot, cuts, left_is_cut = _Shot(), Cuts(options, probe.fps), False
-    sample_s, sample_frame = 0.0, 0  # the next sample is due by time, or, after a cut, by number
+    # no clip, its guard frames taken off, fits between two samples
+    shortest = options.min_s - (2 * options.guard_frames + 1) / probe.fps
+    interval = min(1 / sample_fps, max(options.min_s / 2, shortest))
+    sample_s = 0.0
 
     def close(end: int, end_s: float, right_is_cut: bool) -> Iterator[tuple[Span, Clip]]:
         nonlocal left_is_cut
@@ -204,28 +208,38 @@ def clips(
             yield Span(piece.first, end, piece.times[0], end_s), _clip(piece, probe, weights)
         left_is_cut = right_is_cut
 
-    for frame in frames:
-        found = cuts.see(frame.index, frame.small)
-        if found:
-            sample_frame = frame.index + options.guard_frames
-        window_end = (shot.times[0] if shot.times else 0.0) + options.window_s
-        full = frame.time_s >= window_end + options.min_s  # so that the rest is a clip as well
-        due = frame.time_s >= sample_s - 1e-9 or frame.index == sample_frame or full
-        if due or probe.fps < 8:
-            sample_s = frame.time_s + 1 / sample_fps
-        shot.add(frame, sampled=due or probe.fps < 8)
-        for cut in found:
-            if shot.first < cut < shot.end:
-                yield from close(cut, shot.times[cut - shot.first], True)
-        if full and shot.times[0] + options.window_s == window_end:
-            cut = shot.first + int(np.searchsorted(shot.times, window_end - 1e-6))
+    def windows(known: int, end_s: float) -> Iterator[tuple[Span, Clip]]:
+        """Closes the windows of a shot that has no cut before frame `known`, at time `end_s`."""
+        while shot.gray and end_s >= shot.times[0] + options.window_s + options.min_s - 1e-6:
+            edge = shot.times[0] + options.window_s - 1e-6
+            cut = shot.first + int(np.searchsorted(shot.times, edge))
+            if not shot.first < cut < known:
+                return
             yield from close(cut, shot.times[cut - shot.first], False)
+
+    def until(cut: int, end_s: float) -> Iterator[tuple[Span, Clip]]:
+        yield from windows(cut, end_s)
+        yield from close(cut, end_s, True)
+
+    for frame in frames:
+        due = frame.time_s >= sample_s - 1e-9
+        if due:
+            sample_s = frame.time_s + interval
+        shot.add(frame, sampled=due)
+        for cut in cuts.see(frame.index, frame.small):
+            if shot.first < cut < shot.end:
+                yield from until(cut, shot.times[cut - shot.first])
+        known = max(shot.first, shot.end - cuts.latency)
+        if known > shot.first:
+            yield from windows(known, shot.times[known - shot.first])
         yield None
     for cut in cuts.end():
         if shot.first < cut < shot.end:
-            yield from close(cut, shot.times[cut - shot.first], True)
+            yield from until(cut, shot.times[cut - shot.first])
     if shot.gray:
-        yield from close(shot.end, shot.times[-1] + 1 / probe.fps, False)
+        end_s = shot.times[-1] + 1 / probe.fps
+        yield from windows(shot.end, end_s)
+        yield from close(shot.end, end_s, False)
 
 
 def _clip(shot: _Shot, probe: Probe, weights: Weights) -> Clip:

@@ -120,6 +120,9 @@ class Captions:
     )
     prompt: str | None = key(None, "the captioner's instruction; null: the built-in one")
     tokens: int = key(256, "most new tokens of a caption")
+    write: str = key("en", "the language that the captioner writes", choices=LANGUAGES)
+    fps: float = key(3.0, "frames a second that the captioner sees (Wan report)")
+    frames: int = key(129, "most frames of a clip that the captioner sees (Wan report)")
 
 
 @dataclass
@@ -153,10 +156,12 @@ class Curation:
     out: str = key("data/curated", "the folder that catalog, report and shards are written to")
     profile: str = key("480p", "which set of thresholds selects", choices=PROFILES)
     scorers: str = key("light", "which set of scorers runs", choices=("light", "full"))
-    steps: list[str] = key(list(STEPS), f"which steps run, of {', '.join(STEPS)}")
+    skip: list[str] = key([], "scorers left out, for instance text,nsfw; their columns are NULL")
+    steps: list[str] = key(list(STEPS), "which steps run", choices=STEPS)
     engine: str = key("local", "what runs the steps", choices=("local",))
     workers: int = key(0, "worker processes; 0: one a core")
     timeout_s: float = key(120.0, "a worker silent for so long is replaced, its file marked")
+    retry: bool = key(False, "try files again that an earlier run could not read")
     max_pixels: int = key(7680 * 4320, "a larger frame is refused")
     sample_fps: float = key(2.0, "frames a second that the costly scorers look at")
     plan: bool = key(False, "probe, say what the run would cost, write nothing")

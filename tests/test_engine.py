@@ -7,6 +7,7 @@ import time
 import pytest
 
 from curation import engine
+from recipes.load import UsageError
 
 
 def misbehave(job: str):
@@ -20,6 +21,8 @@ def misbehave(job: str):
         time.sleep(3600)
     if job == "raise":
         raise ValueError("two\nlines")
+    if job == "mistake":
+        raise UsageError("no weights there")
     yield f"ended {job}"
 
 
@@ -51,6 +54,12 @@ def test_one_bad_job_costs_one_error_and_every_other_job_finishes():
 
 def test_a_slow_job_that_shows_signs_of_life_is_not_killed():
     assert ends(engine.run(slow_but_alive, [1], workers=1, timeout_s=6)) == {1: None}
+
+
+def test_a_user_s_mistake_ends_the_run():
+    with pytest.raises(UsageError, match="no weights there"):
+        list(engine.run(misbehave, ["a", "mistake", "b"], workers=1, timeout_s=60))
+    assert not engine.SPAWN.active_children()
 
 
 def test_no_jobs_start_no_worker():

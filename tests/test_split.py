@@ -1,12 +1,14 @@
 """Cuts are exact to the frame, a fade is two cuts, a flash is none."""
 
+import itertools
+
 import cv2
 import numpy as np
 import pytest
-from scenedetect import SceneManager, open_video
+from scenedetect import FrameTimecode, SceneManager, open_video
 from scenedetect.detectors import AdaptiveDetector
 
-from curation import split, video
+from curation import split, transnet, video
 from curation.video import Probe
 from recipes.schema import Split
 
@@ -144,6 +146,30 @@ def test_cuts_of_a_real_film_are_pyscenedetect_s_own(tmp_path):
     ours = [cut for i, frame in enumerate(small) for cut in cuts.see(i, frame)] + cuts.end()
     assert ours == theirs
     assert len(ours) >= 2
+
+
+def test_transnetv2_gives_the_scenes_that_its_package_gives():
+    """The published network, driven frame by frame, against the package's own whole-film pass."""
+    import torch
+
+    detector = transnet.TransNetV2Detector()
+    path = "data/samples/sintel-attack.mp4"
+    small = [f.small for f in itertools.islice(video.frames(path, video.probe(path)), 130)]
+    times = [FrameTimecode(i, 24.0) for i in range(len(small))]
+    cuts = [c for t, f in zip(times, small, strict=True) for c in detector.process_frame(t, f)]
+    cuts += detector.post_process(times[-1])
+    seen = np.stack([cv2.resize(f, (48, 27), interpolation=cv2.INTER_AREA) for f in small])
+    whole = torch.from_numpy(np.ascontiguousarray(seen[..., ::-1]))
+    chances, _ = detector.model.predict_frames(whole, quiet=True)
+    scenes = detector.model.predictions_to_scenes(chances.numpy())
+    assert [cut.frame_num for cut in cuts] == [start for start, _ in scenes[1:]]
+    assert len(cuts) >= 1
+
+
+def test_a_late_detector_s_cuts_are_exact_across_windows():
+    frames = scene(1, 40) + scene(2, 50)
+    options = Split(detector="transnetv2", guard_frames=0, window_s=1.0)
+    assert spans(walk(frames, options)) == [(0, 25), (25, 40), (40, 65), (65, 90)]
 
 
 def test_a_pan_and_a_moving_object_are_not_cuts():

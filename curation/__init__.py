@@ -1,0 +1,1 @@
+"""The four steps from raw video to scored clips and training shards."""

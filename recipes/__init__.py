@@ -1,0 +1,1 @@
+"""The configuration: one dataclass tree, its loader, and the YAML that differs from it."""

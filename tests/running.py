@@ -1,0 +1,66 @@
+"""Runs `python curation/run.py` as a person does, and reads what it leaves behind."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import duckdb
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = ("profile=tiny", "skip=text,nsfw", "select.require_caption=false", "workers=2")
+
+
+def command(*keys: str) -> list[str]:
+    return [sys.executable, "curation/run.py", *map(str, keys)]
+
+
+def curate(*keys: str, timeout: float = 300) -> subprocess.CompletedProcess:
+    """One run to its end."""
+    environment = os.environ | {"COLUMNS": "200"}
+    return subprocess.run(
+        command(*keys),
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def started(*keys: str) -> subprocess.Popen:
+    """A run under way, in a process group of its own."""
+    return subprocess.Popen(
+        command(*keys),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def tables(out: Path) -> dict[str, list]:
+    """Every table's rows in a fixed order, run times left out."""
+    with duckdb.connect(str(out / "catalog.duckdb"), read_only=True) as con:
+        names = [row[0] for row in con.execute("SELECT table_name FROM duckdb_tables()").fetchall()]
+        return {
+            name: sorted(map(repr, con.execute(f'SELECT * FROM "{name}"').fetchall()))
+            for name in sorted(names)
+            if name != "runs"
+        }
+
+
+def query(out: Path, sql: str) -> list[tuple]:
+    with duckdb.connect(str(out / "catalog.duckdb"), read_only=True) as con:
+        return con.execute(sql).fetchall()
+
+
+def shards(out: Path) -> dict[str, str]:
+    """Every file under shards/ and its checksum."""
+    return {
+        str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted((out / "shards").rglob("*"))
+        if path.is_file()
+    }

@@ -1,0 +1,241 @@
+"""One bad file costs one row; a run killed at any moment continues; a mistake is one line."""
+
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from tests import zoo
+from tests.running import TINY, curate, query, shards, started, tables
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory) -> Path:
+    """A small folder of what people have: good, odd and broken."""
+    folder = tmp_path_factory.mktemp("原始 raw")
+    for name in ("plain.mp4", "rotated.mp4", "中文 名字 (1).mp4", "picture.jpg", "web.webm"):
+        zoo.GOOD[name](folder / name)
+    for name in ("empty.mp4", "not a video.mp4"):
+        zoo.BROKEN[name](folder / name)
+    long = folder / "deep" / "long.mp4"
+    long.parent.mkdir()
+    zoo.ffmpeg(*zoo.test_pattern(seconds=12), *zoo.X264, long)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(raw, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("finished")
+    done = curate(f"source={raw}", f"out={out}", *TINY)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_every_file_has_its_row_and_the_broken_ones_say_why(raw, finished):
+    rows = query(finished, "SELECT name, status, error FROM videos ORDER BY name")
+    assert {name for name, _, _ in rows} == {
+        str(path.relative_to(raw)) for path in raw.rglob("*") if path.is_file()
+    }
+    errors = {name: error for name, status, error in rows if status == "error"}
+    assert errors.keys() == {"empty.mp4", "not a video.mp4"}
+    assert all(error and "\n" not in error for error in errors.values())
+
+
+def test_a_second_run_does_nothing_and_changes_nothing(raw, finished):
+    before, files = tables(finished), shards(finished)
+    stamps = {path: path.stat().st_mtime_ns for path in (finished / "shards").rglob("*.tar")}
+    assert curate(f"source={raw}", f"out={finished}", *TINY).returncode == 0
+    assert tables(finished) == before
+    assert shards(finished) == files
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+
+
+def test_killed_ten_times_at_random_it_ends_as_if_never_interrupted(raw, finished, tmp_path):
+    keys = (f"source={raw}", f"out={tmp_path}", *TINY)
+    moments = random.Random(4)
+    for _ in range(10):
+        run = started(*keys)
+        time.sleep(moments.uniform(0.5, 6.0))
+        os.killpg(run.pid, signal.SIGKILL)
+        run.communicate()
+    done = curate(*keys)
+    assert done.returncode == 0, done.stderr
+    assert tables(tmp_path) == tables(finished)
+    assert shards(tmp_path) == shards(finished)
+    left = [p.name for p in tmp_path.rglob("*") if p.name.startswith(".") or ".tmp" in p.name]
+    assert left == []
+
+
+def test_ctrl_c_ends_with_130_and_the_next_run_continues(raw, finished, tmp_path):
+    keys = (f"source={raw}", f"out={tmp_path}", *TINY)
+    run = started(*keys)
+    time.sleep(4)
+    os.killpg(run.pid, signal.SIGINT)
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert "Traceback" not in err
+    assert curate(*keys).returncode == 0
+    assert tables(tmp_path) == tables(finished)
+    assert shards(tmp_path) == shards(finished)
+
+
+def test_a_new_file_is_picked_up_and_the_others_are_not_touched(raw, tmp_path):
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    shutil.copy2(raw / "plain.mp4", source)
+    keys = (f"source={source}", f"out={out}", *TINY)
+    assert curate(*keys).returncode == 0
+    first = query(out, "SELECT * FROM videos")
+    shutil.copy2(raw / "web.webm", source)
+    assert curate(*keys).returncode == 0
+    both = query(out, "SELECT * FROM videos")
+    assert len(both) == 2
+    assert first[0] in both
+
+
+def test_a_file_that_changed_replaces_its_rows(raw, tmp_path):
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    target = source / "a.mp4"
+    shutil.copy(raw / "plain.mp4", target)
+    keys = (f"source={source}", f"out={out}", *TINY)
+    assert curate(*keys).returncode == 0
+    shutil.copy(raw / "deep" / "long.mp4", target)
+    assert curate(*keys).returncode == 0
+    assert query(out, "SELECT count(*) FROM videos") == [(1,)]
+    assert query(out, "SELECT max(end_s) > 10 FROM clips") == [(True,)]
+    orphans = "SELECT count(*) FROM basic ANTI JOIN clips USING (clip_id)"
+    assert query(out, orphans) == [(0,)]
+
+
+def test_two_runs_on_one_catalog_the_second_is_refused_in_one_line(raw, tmp_path):
+    keys = (f"source={raw}", f"out={tmp_path}", *TINY)
+    first = started(*keys)
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "catalog.lock").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    second = curate(*keys)
+    _, err = first.communicate(timeout=120)
+    assert first.returncode == 0, err
+    assert second.returncode == 2
+    assert "another run" in second.stderr
+    assert len(second.stderr.strip().splitlines()) == 1
+
+
+def test_a_notebook_that_keeps_the_catalog_open_delays_the_run_and_loses_nothing(
+    raw, finished, tmp_path
+):
+    keys = (f"source={raw}", f"out={tmp_path}", *TINY)
+    assert curate(*keys, "steps=report").returncode in (0, 2)
+    first = curate(f"source={raw / 'plain.mp4'}", f"out={tmp_path}", *TINY)
+    assert first.returncode == 0
+    notebook = duckdb.connect(str(tmp_path / "catalog.duckdb"), read_only=True)
+    run = started(*keys)
+    time.sleep(12)
+    assert run.poll() is None, "it waits"
+    assert list((tmp_path / "parts").iterdir()), "finished files are kept as Parquet"
+    notebook.close()
+    _, err = run.communicate(timeout=120)
+    assert run.returncode == 0, err
+    assert "open in" in err
+    assert query(tmp_path, "SELECT count(DISTINCT name) FROM videos") == [(8,)]
+    assert not any((tmp_path / "parts").glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        (["source=/no/such/folder"], "/no/such/folder"),
+        (["profile=481p"], "480p"),
+        (["slect.min_sharpness=0.2"], "select.min_sharpness"),
+        (["steps=basic,selct"], "select"),
+        (["split.window_s=long"], "split.window_s"),
+        (["skip=texts"], "text"),
+        (["--pla"], "key=value"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(keys, says, tmp_path):
+    done = curate(f"out={tmp_path / 'out'}", *keys)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists(), "nothing was written"
+
+
+def test_an_empty_folder_is_a_mistake(tmp_path):
+    (tmp_path / "in").mkdir()
+    done = curate(f"source={tmp_path / 'in'}", f"out={tmp_path / 'out'}")
+    assert done.returncode == 2
+    assert "no video" in done.stderr
+
+
+def test_only_broken_files_end_with_1_and_still_with_a_report(tmp_path):
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    zoo.BROKEN["empty.mp4"](source / "empty.mp4")
+    zoo.BROKEN["not a video.mp4"](source / "letter.mp4")
+    done = curate(f"source={source}", f"out={out}", *TINY)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "0 bytes" in (out / "report.html").read_text()
+
+
+def test_an_output_that_cannot_be_written_is_one_line(tmp_path, raw):
+    blocked = tmp_path / "a file"
+    blocked.write_text("in the way")
+    done = curate(f"source={raw}", f"out={blocked / 'out'}", *TINY)
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert str(blocked) in done.stderr
+
+
+def test_a_catalog_of_an_older_schema_is_brought_up_to_date(raw, finished, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    with duckdb.connect(str(out / "catalog.duckdb")) as con:
+        con.execute("ALTER TABLE basic DROP COLUMN sharpness")
+    done = curate(f"source={raw}", f"out={out}", *TINY)
+    assert done.returncode == 0, done.stderr
+    assert "sharpness" in [row[0] for row in query(out, "DESCRIBE basic")]
+
+
+def test_scores_of_an_older_version_alone_are_computed_again(raw, finished, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    with duckdb.connect(str(out / "catalog.duckdb")) as con:
+        (name,) = con.execute("SELECT map_keys(versions)[1] FROM basic LIMIT 1").fetchone()
+        con.execute("UPDATE basic SET luma_mean = -1, sharpness = -1")
+        con.execute("UPDATE basic SET versions = map_concat(versions, MAP {'sharpness': 'old'})")
+    assert name
+    done = curate(f"source={raw}", f"out={out}", *TINY)
+    assert done.returncode == 0, done.stderr
+    assert query(out, "SELECT min(sharpness) >= 0 FROM basic") == [(True,)]
+    assert query(out, "SELECT max(luma_mean) FROM basic") == [(-1.0,)]
+
+
+def test_a_full_disk_is_one_line_and_the_next_run_continues(raw, finished, tmp_path):
+    """A file size limit stands in for the disk: writes beyond it fail as on a full one."""
+    keys = (f"source={raw}", f"out={tmp_path}", *TINY)
+    code = (
+        "import resource, runpy, signal, sys\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (120_000, resource.RLIM_INFINITY))\n"
+        "sys.argv[0] = 'curation/run.py'\n"
+        "runpy.run_path('curation/run.py', run_name='__main__')\n"
+    )
+    import subprocess
+
+    full = subprocess.run(
+        [sys.executable, "-c", code, *keys], capture_output=True, text=True, timeout=120
+    )
+    assert full.returncode in (1, 2)
+    assert "Traceback" not in full.stderr
+    assert curate(*keys).returncode == 0
+    assert tables(tmp_path) == tables(finished)
+    assert shards(tmp_path) == shards(finished)

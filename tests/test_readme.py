@@ -1,0 +1,92 @@
+"""README's commands exist, parse and run; its queries have answers; its links lead somewhere."""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from curation.schema import tables
+from recipes.load import load
+from recipes.schema import Curation
+from tests import zoo
+from tests.running import ROOT, curate
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    """Every shell command of README, one list of words each."""
+    lines = [line for block in blocks("bash") for line in block.strip().splitlines()]
+    return [shlex.split(part) for line in lines for part in line.split("&&")]
+
+
+def runs() -> list[list[str]]:
+    """The arguments of every run of curation that README shows."""
+    return [words[2:] for words in commands() if words[1:2] == ["curation/run.py"]]
+
+
+def test_readme_shows_the_commands_that_this_file_knows_how_to_check():
+    kinds = {" ".join(Path(word).name if "/" in word else word for word in c[:3]) for c in commands()}
+    known = ("python3 -m venv", "pip install", "python run.py", "python -m pytest")
+    assert len(runs()) >= 5
+    assert all(any(kind.startswith(name) for name in known) for kind in kinds), kinds
+
+
+@pytest.mark.parametrize("arguments", runs(), ids=" ".join)
+def test_each_command_parses(arguments):
+    flags = [word for word in arguments if word.startswith("--")]
+    assert set(flags) <= {"--help", "--show", "--debug"}
+    load(Curation, [word for word in arguments if word not in flags])
+
+
+@pytest.fixture(scope="session")
+def curated(tmp_path_factory) -> Path:
+    """README's first command, into a folder of the test's own."""
+    out = tmp_path_factory.mktemp("curated")
+    (first,) = [words for words in runs() if words == ["profile=tiny"]]
+    done = curate(*first, f"out={out}")
+    assert done.returncode == 0, done.stderr
+    assert "report.html" in done.stdout
+    return out
+
+
+@pytest.mark.parametrize("arguments", [r for r in runs() if r != ["profile=tiny"]], ids=" ".join)
+def test_each_command_runs_end_to_end_at_its_smallest_size(arguments, curated, tmp_path):
+    videos, out = tmp_path / "videos", tmp_path / "out"
+    videos.mkdir()
+    zoo.GOOD["plain.mp4"](videos / "a video.mp4")
+    if not any(word.startswith("source=") for word in arguments):
+        shutil.copytree(curated, out)  # the command goes on with what the first one made
+    small = {"source=~/videos": f"source={videos}", "synthetic.count=4": "synthetic.count=2"}
+    words = [small.get(word, word) for word in arguments if not word.startswith("out=")]
+    done = curate(*words, f"out={out}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+    if "plan=true" in words:
+        assert not out.exists()
+
+
+@pytest.mark.parametrize("sql", blocks("sql"), ids=lambda sql: sql.splitlines()[0])
+def test_each_query_has_an_answer(sql, curated):
+    with duckdb.connect(str(curated / "catalog.duckdb"), read_only=True) as con:
+        con.execute(sql).fetchall()
+        assert con.description
+
+
+def test_readme_and_data_readme_name_every_table():
+    for name in tables():
+        assert f"`{name}`" in README
+        assert name in (ROOT / "data" / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_link_leads_to_a_file():
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    assert len(links) > 6
+    assert [link for link in links if not (ROOT / link).exists()] == []

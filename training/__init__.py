@@ -1,0 +1,1 @@
+"""Training of the video autoencoder and the diffusion transformer."""
