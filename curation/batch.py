@@ -111,6 +111,7 @@ def _put_whole(con: duckdb.DuckDBPyConnection, batch: Batch) -> None:
             for name in (*PER_CLIP, "clusters"):
                 con.execute(f"DELETE FROM {name} WHERE clip_id {gone}")
             con.execute(f"DELETE FROM duplicates WHERE clip_id {gone} OR duplicate_of {gone}")
+            con.execute("DELETE FROM meta WHERE key = 'neighbours'")  # found again, even if equal
             con.execute("DELETE FROM videos WHERE video_id IN (SELECT video_id FROM gone_videos)")
             if "clips" in batch:  # what came back keeps its place until the next selection
                 con.execute("DELETE FROM gone WHERE clip_id IN (SELECT clip_id FROM new_clips)")
@@ -185,19 +186,19 @@ class Parts:
         new.rename(self.folder / f"{number:08d}-{kind}")
 
     def drain(self, con: duckdb.DuckDBPyConnection) -> None:
-        """Puts all in, each in a transaction of its own, and removes them."""
+        """Puts all in, in order, each in a transaction of its own, and removes them."""
+        if not self.folder.is_dir():
+            return
         for part in self.pending():
             batch = dict(self._read(part))
             con.begin()
             put(con, part.name.split("-")[1], batch)
             con.commit()
-            # By rename: half a folder must not pass for a batch.
-            old = self.folder / ".old"
-            shutil.rmtree(old, ignore_errors=True)
-            part.rename(old)
-            shutil.rmtree(old)
-        if self.folder.is_dir():
-            shutil.rmtree(self.folder)
+        # First by name: a run that dies while it removes them must leave no half batch behind.
+        old = self.folder.with_name(".parts")
+        shutil.rmtree(old, ignore_errors=True)
+        self.folder.rename(old)
+        shutil.rmtree(old)
 
     def videos(self, columns: list[str]) -> Iterator[tuple]:
         """Those columns of the videos that wait, oldest first."""

@@ -19,7 +19,7 @@ import av
 
 from curation import video
 from curation.encode import Box, Clip, DoubtError, Info, Span, Tone, write_image
-from curation.video import MAX_PIXELS, Probe, VideoError
+from curation.video import MAX_PIXELS, Probe, VideoError, _reason
 
 __all__ = ["Info", "Span", "cut", "cut_many"]
 
@@ -84,13 +84,16 @@ def cut_many(
             yield index, write_image(raw, probe, span)
         return
     again = []
-    for result in _pass(path, probe, list(enumerate(spans)), encoding, max_pixels):
-        if result and isinstance(result[1], DoubtError):
-            again.append((result[0], spans[result[0]]))
-        else:
-            yield result
-    if again:  # a jump gave other frames than expected: from the file's start, without any
-        yield from _pass(path, probe, again, encoding, max_pixels, jumps=False)
+    try:
+        for result in _pass(path, probe, list(enumerate(spans)), encoding, max_pixels):
+            if result and isinstance(result[1], DoubtError):
+                again.append((result[0], spans[result[0]]))
+            else:
+                yield result
+        if again:  # a jump gave other frames than expected: from the file's start, without any
+            yield from _pass(path, probe, again, encoding, max_pixels, jumps=False)
+    except av.error.FFmpegError as error:  # a clip's own failure is yielded
+        raise VideoError(_reason(error)) from None
 
 
 def _pass(path, probe, spans, encoding, max_pixels, jumps=True):

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -115,7 +116,13 @@ def available_cores() -> int:
 def _hire(function, setup) -> _Worker:
     ours, theirs = SPAWN.Pipe()
     process = SPAWN.Process(target=_work, args=(function, theirs, setup), daemon=True)
-    process.start()
+    # Ctrl-C reaches the whole process group and is ours to handle; a worker inherits the block
+    resource_tracker.ensure_running()  # which would lift it
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     theirs.close()
     return _Worker(process, ours)
 
@@ -142,7 +149,6 @@ def _death(exitcode: int | None) -> str:
 
 def _work(function, pipe: Connection, setup) -> None:
     """A worker's life: one job after another, until the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     threading.Thread(target=_die_with_parent, daemon=True).start()
     if setup:
         setup()

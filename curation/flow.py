@@ -20,6 +20,9 @@ LOST = 0.5  # of a pair's change unexplained: the next frame is tried instead
 
 TEXTURE = 3.0  # grey levels a pixel, at half size, for which a cell's flow is half believed
 FLAT = 0.08  # a cell without texture votes so much for a camera that stands still
+DOUBT = (
+    0.9  # of a standing camera's error: a moving one must leave less, for it fits anything better
+)
 RIM = 2.0  # the picture's edge counts this much more: subjects stand in the middle
 NOISE = (0.3, 3.0)  # grey levels, the range in which a pair's noise is looked for
 SIGMAS = (16.0, 4.0, 1.0, 0.5, 0.3)  # pixels, scale of the robust fit as it closes in
@@ -115,7 +118,7 @@ class _Look:
         # A textured cell that changes no more than noise does has not moved.
         seen = np.clip((change / noise - 2) / 3, 0, 1)
         trust = slope**2 / (slope**2 + (TEXTURE**2 + noise) ** 2) * np.maximum(seen, 0.3)
-        flow = dense[CELL // 2 :: CELL, CELL // 2 :: CELL].reshape(-1, 2).T * seen
+        flow = dense[CELL // 2 :: CELL, CELL // 2 :: CELL].reshape(-1, 2).T * (seen > 0)
         change, left = (np.maximum(v - 2 * noise, 0).mean() for v in (change, left))
         return flow, trust, change, left
 
@@ -133,7 +136,7 @@ def cameras(found: Flows) -> np.ndarray:
     moving = (vote * _bounded(found.flow - motion, _width(sigma, motion))).sum(1)
     moving += (still * _bounded(motion, sigma)).sum(1)
     standing = (vote * _bounded(found.flow, sigma)).sum(1)
-    return motion * (moving < standing)[:, None]
+    return motion * (moving < DOUBT * standing)[:, None]
 
 
 def fitted(found: Flows, kind: int = PLANAR) -> tuple[np.ndarray, np.ndarray]:
@@ -143,7 +146,7 @@ def fitted(found: Flows, kind: int = PLANAR) -> tuple[np.ndarray, np.ndarray]:
 
     Args:
         kind: PLANAR, the eight parameters of Bergen et al., "Hierarchical model-based motion
-            estimation", ECCV 1992, §3.4, or SIMILAR, the first four.
+            estimation", ECCV 1992, planar surface flow, or SIMILAR, the first four.
 
     Returns:
         its parameters [p, kind], of positions in short sides from the middle and of flow in

@@ -19,7 +19,7 @@ STILL = 0.01  # short sides/s: less than this is not told from noise
 SHAKE = 0.006  # short sides: where shake is 0.5
 SHAKE_FPS = 30.0
 SHAKE_S = 0.2  # seconds, the smoothing of the camera's path
-MOVES_BY = 0.3, 0.6  # 1 less the texture that stands over that which follows the camera
+MOVES_BY = 0.4, 0.7  # 1 less the texture that stands over that which follows the camera
 FOLLOWS = 0.45, 0.65  # share of the texture that follows the camera, roughly
 
 SAME = 1.0  # grey levels: no cell of a repeated frame changes more
@@ -27,7 +27,7 @@ LOUD = 3.0  # grey levels: more than a codec makes of a standstill
 DIP = 0.3  # of its neighbours' change
 
 FLICKER = 0.02  # of the light: where flicker is 0.5
-LIGHT_S = 0.1  # seconds, the smoothing of the light's path
+LIGHT_S = 0.2  # seconds: light that comes back sooner flickers
 DARK = 16.0  # grey levels, keeps the logarithm from the noise of the shadows
 USUAL = 2 / 3  # quantile over time: a third of the clip must tremble or flicker as much
 
@@ -84,7 +84,12 @@ def spaced(times: np.ndarray) -> list[tuple[int, int]]:
     incoherence=Column("0–1", "share of the change between frames that no flow explains"),
 )
 def speed(clip: Clip) -> dict:
-    """Flow of the clip, split into the camera's and the rest."""
+    """Flow of the clip, split into the camera's and the rest.
+
+    One plane before one camera is the model, so that depth (a ride through a wood) counts as
+    subject motion in part, and a subject that fills most of the picture as the camera. Colour is
+    not seen: a red shape on a green ground of the same brightness does not move.
+    """
     gray = picture(clip)
     found = flow.flows(gray, clip.times, spaced(clip.times), clip.fps)
     camera = flow.cameras(found)
@@ -115,11 +120,12 @@ def speed(clip: Clip) -> dict:
     ),
 )
 def shake(clip: Clip) -> dict:
-    """Root mean square of the camera's path less its smooth part.
+    """How far the camera's path leaves its own smooth course, a third of the time at least.
 
     The path adds up shift and turn (at half a short side from the middle) between frames, at most
     SHAKE_FPS a second: a hand trembles at 2 to 10 Hz. Pans, their starts and stops, zooms and
-    rides pass the filter; a walk's bounce (below 2 Hz) counts by half and less.
+    rides pass the filter; a walk's bounce (below 2 Hz) counts by half and less, and what is faster
+    than half the frame rate can't be seen. A large subject that jerks may be taken for the camera.
     """
     step = max(1, int(np.ceil(clip.fps / SHAKE_FPS - 0.1)))
     gray, times = picture(clip)[::step], clip.times[::step]
@@ -214,7 +220,7 @@ def freeze(clip: Clip) -> dict:
 @scorer(
     "motion",
     version="1",
-    source="own: fast part of the light's path, as in deflickering (Delon 2006)",
+    source="own: the light's path less its running median",
     video_only=True,
     flicker=Column(
         "0–1", "unsteady light: 0.5 where it deviates by 2 %, over the frame or a tenth"
@@ -224,8 +230,8 @@ def flicker(clip: Clip) -> dict:
     """Oscillation of the light, of the whole picture or of the tenth that flickers most.
 
     The whole's is the median over the cells, which movement of subjects leaves alone; a cell's own
-    counts only beyond what movement in it could do. Two thirds of the time must flicker as much, so
-    that a flash is none. Fades and pans are too slow to pass the filter.
+    counts only beyond what movement in it could do. A third of the clip must flicker as much, so
+    that a flash is none.
     """
     half = halved(picture(clip))
     if len(half) < 3:
@@ -236,21 +242,21 @@ def flicker(clip: Clip) -> dict:
     moved = np.stack([spread(*pair) for pair in pairwise(half)])
     moved = moved / (light[1:] + DARK) ** 2
     path = np.concatenate([0 * whole[:1], np.cumsum(whole, axis=0)])
-    own = np.log(light + DARK) - path
-    every = unsteady(np.concatenate([path, own], axis=1), clip.times)
+    every = unsteady(np.concatenate([path, np.log(light + DARK) - path], axis=1), clip.fps)
     place = np.sqrt(np.maximum(every[1:] ** 2 - 2 * moved.mean(0), 0))
     rough = float(max(every[0], flow.quantile(place, 0.9)))
     return {"flicker": rough / (rough + FLICKER)}
 
 
-def unsteady(light: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """Usual deviation of the fast part of each path [n, g]; 0 where it comes from a few steps.
+def unsteady(light: np.ndarray, fps: float) -> np.ndarray:
+    """How far paths [n, g] usually are from their own median over LIGHT_S before and after; [g].
 
-    A step, as when something passes by or a fade begins, has most of its energy in slow parts.
+    A median goes along with steps and slopes (what passes by, a fade, a cut), not with oscillation.
     """
-    fast, slow = (highpass(light, times, sigma) for sigma in (LIGHT_S, 4 * LIGHT_S))
-    share = (fast**2).mean(0) / ((slow**2).mean(0) + 1e-9)
-    return flow.quantile(abs(fast).T, USUAL) * np.clip(4 * share - 1, 0, 1)
+    reach = max(1, round(LIGHT_S * fps))
+    padded = np.pad(light, ((reach, reach), (0, 0)), mode="edge")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1, axis=0)
+    return flow.quantile(abs(light - flow.quantile(windows, 0.5)).T, USUAL)
 
 
 @scorer(
@@ -274,11 +280,11 @@ def tier_of(scores: dict) -> str:
     subject, mean = scores["subject_motion"], scores["flow_mean"]
     if subject < SUBJECT_STILL and mean < CAMERA_STILL:
         return "static"
-    if scores["shake"] >= SHAKY:
-        return "shaky"
     chaos = subject >= SUBJECT_SLOW and scores["incoherence"] >= CHAOS
     if chaos or scores["flow_peak"] >= BLUR:
         return "low"
+    if scores["shake"] >= SHAKY:
+        return "shaky"
     if scores["camera_share"] >= CAMERA and subject < max(SUBJECT_SLOW, DEPTH * mean):
         return "camera"
     if subject >= SUBJECT_SLOW and scores["incoherence"] < CLEAN:

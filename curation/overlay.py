@@ -130,9 +130,11 @@ def overlays(gray: np.ndarray) -> tuple[float, list[tuple[float, tuple[int, int,
 def watermark(clip: Clip) -> dict:
     """Logos, burned-in clocks, frames of a game, subtitles that last as long as the clip.
 
-    Worth: over a moving scene a logo of 8 % of the height or more scores 0.3–0.85 and everything
-    else under 0.25. Under a still camera a logo can't be told from scenery: NULL. What moves with
-    the camera (a dashboard, a helmet) is an overlay too; marks that come and go are missed.
+    Worth: over moving scenes a logo of 16 % of the height scores 0.1–0.85, median 0.5 (AUC 0.99
+    against the clip without it), one of 8 % 0.05 and up, median 0.3 (0.99); without, real clips lie
+    under 0.12, but for one shaky close-up at 0.4. Under a still camera a logo can't be told from
+    scenery: NULL. What moves with the camera (a dashboard, a helmet) is an overlay too, and the box
+    takes in what persists beside the mark; marks that come and go are missed.
     """
     nothing = {"watermark": None, "watermark_box": None}
     chosen = np.unique(np.linspace(0, len(clip.gray) - 1, FRAMES).round().astype(int))

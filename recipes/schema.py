@@ -156,7 +156,7 @@ class Curation:
     out: str = key("data/curated", "the folder that catalog, report and shards are written to")
     profile: str = key("480p", "which set of thresholds selects", choices=PROFILES)
     scorers: str = key("light", "which set of scorers runs", choices=("light", "full"))
-    skip: list[str] = key([], "scorers left out, for instance text,nsfw; their columns are NULL")
+    skip: list[str] = key([], "scorers left out, for instance text_area,nsfw; their columns are NULL")
     steps: list[str] = key(list(STEPS), "which steps run", choices=STEPS)
     engine: str = key("local", "what runs the steps", choices=("local",))
     workers: int = key(0, "worker processes; 0: one a core")

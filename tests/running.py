@@ -9,7 +9,7 @@ from pathlib import Path
 import duckdb
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY = ("profile=tiny", "skip=text,nsfw", "select.require_caption=false", "workers=2")
+TINY = ("profile=tiny", "skip=text_area,nsfw", "select.require_caption=false", "workers=2")
 
 
 def command(*keys: str) -> list[str]:

@@ -104,7 +104,7 @@ def test_bars_are_found_to_two_pixels(bars, grain):
 
 
 def test_bars_survive_compression_fades_and_a_logo_across_the_edge():
-    for clip in real_clips()[:12:3]:
+    for clip in real_clips()[:12:8]:
         frames = planted.letterbox(clip.frames)
         fade = np.linspace(0, 1, len(frames))[:, None, None, None]
         frames = planted.logo((frames * fade).astype(np.uint8))
@@ -299,6 +299,7 @@ def test_benign_clips_are_not_nsfw():
 # --- watermark
 
 
+@lru_cache(maxsize=1)
 def moving_clips() -> list[tuple[str, np.ndarray, float]]:
     """Scenes that move: a pan over each real clip's first frame, and the handheld ones."""
     found = [(f"{c.name} pan", planted.pan(c.frames, c.fps, 0.3), c.fps) for c in real_clips()]
@@ -306,12 +307,11 @@ def moving_clips() -> list[tuple[str, np.ndarray, float]]:
     return found + [(c.name, c.frames, c.fps) for c in real_clips() if c.name in names]
 
 
-@pytest.mark.parametrize("opacity", [0.8, 0.5])
-def test_a_logo_over_a_moving_scene_is_found_where_it_is(opacity):
+def test_a_translucent_logo_over_a_moving_scene_is_found_where_it_is():
     clean, faulty, overlaps = [], [], []
     for _, frames, fps in moving_clips():
         before = scores(frames, fps, "border", "watermark")["watermark"]
-        after = scores(planted.logo(frames, opacity), fps, "border", "watermark")
+        after = scores(planted.logo(frames, 0.5), fps, "border", "watermark")
         if before is None or after["watermark"] is None:
             continue
         clean.append(before)

@@ -312,12 +312,14 @@ def test_a_batch_that_went_in_just_before_the_kill_is_not_there_twice(tmp_path):
         shutil.copytree(tmp_path / "parts", tmp_path / "kept")
         catalog.flush()
         wanted = rows.content(catalog)
-        for half in (".new", ".old"):  # what a run leaves that dies while it writes or removes one
-            (tmp_path / "kept" / half).mkdir()
-            (tmp_path / "kept" / half / "videos.parquet").write_bytes(b"PAR1")
+        for half in ("kept/.new", ".parts"):  # of a run that dies while it writes or removes them
+            (tmp_path / half).mkdir()
+            (tmp_path / half / "videos.parquet").write_bytes(b"PAR1")
         (tmp_path / "kept").rename(tmp_path / "parts")
         catalog.flush()
         assert rows.content(catalog) == wanted
+        left = {path.name for path in tmp_path.iterdir()}
+        assert left == {"catalog.duckdb", "catalog.lock"}
 
 
 def test_a_batch_that_cannot_be_read_is_named(tmp_path):
@@ -330,9 +332,40 @@ def test_a_batch_that_cannot_be_read_is_named(tmp_path):
             catalog.flush()
 
 
-@pytest.mark.parametrize("most", [5, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("moment", "there"), [("before the transaction ends", 1), ("before the file is closed", 2)]
+)
+def test_a_kill_leaves_a_whole_batch_or_none_of_it(tmp_path, moment, there):
+    code = """
+import os, signal, sys
+from curation import batch
+from curation.catalog import Catalog
+from tests import rows
+rows.use()
+catalog = Catalog(sys.argv[1])
+catalog.write(rows.batch("a"))
+put = batch.put
+def die(con, kind, one):
+    put(con, kind, one)
+    if sys.argv[2] == "before the file is closed":
+        con.commit()
+    os.kill(os.getpid(), signal.SIGKILL)
+batch.put = die
+catalog.write(rows.batch("b"))
+"""
+    with python(code, tmp_path, moment) as run:
+        assert run.wait() == -signal.SIGKILL
+    with Catalog(tmp_path) as catalog:
+        for table in ("videos", "clips", "basic", "embeddings", "thumbnails"):
+            size = 1 if table == "videos" else 2
+            assert len(catalog.query(f"FROM {table}")) == there * size
+        catalog.write(rows.batch("b"))
+        assert len(catalog.query("FROM clips")) == 4
+
+
+@pytest.mark.parametrize("most", [4, pytest.param(30, marks=pytest.mark.slow)])
 def test_kills_in_the_midst_of_writing_lose_nothing_and_repeat_nothing(tmp_path, most):
-    count = 8 * most
+    count = 6 * most
     with Catalog(tmp_path / "calm") as calm:
         for i in range(count):
             calm.write(rows.batch(f"video{i:011d}", 3))

@@ -286,7 +286,9 @@ def test_full_range_comes_out_limited_and_no_darker(tmp_path):
     np.testing.assert_allclose(gray.astype(int), 0x10, atol=3)
 
 
-@pytest.mark.parametrize("transfer", ["arib-std-b67", "smpte2084"])
+@pytest.mark.parametrize(
+    "transfer", ["arib-std-b67", pytest.param("smpte2084", marks=pytest.mark.slow)]
+)
 def test_hdr_is_brought_to_standard_range(tmp_path, transfer):
     """Diffuse white (ITU-R BT.2408: 75 % of HLG's signal, 58 % of PQ's) comes out bright, and the
     tags no longer claim HDR."""

@@ -370,13 +370,19 @@ def test_neighbours_are_found_again_only_when_embeddings_changed(catalog, monkey
     select(catalog, profile="480p")
     assert len(asked) == 1
     assert len(catalog.query("FROM duplicates")) == 1
-    catalog.write(clip("c", near(base, 0.97, "y")))
-    select(catalog)
-    assert len(asked) == 2
-    assert len(catalog.query("FROM duplicates")) >= 2
     catalog.write(clip("c", rows.vector("far")))
     select(catalog)
     assert len(catalog.query("FROM duplicates")) == 1
+    moved = {"clip_id": "c-00000000-00000100", "model": "made-up", "vector": base}
+    catalog.update({"embeddings": [moved]})
+    select(catalog)
+    assert len(asked) == 3
+    before = [catalog.query(f"FROM {one} ORDER BY ALL") for one in ("duplicates", "clusters")]
+    assert len(before[0]) == 3
+    catalog.write(clip("b", near(base, 0.97, "x")))  # the very same again
+    select(catalog)
+    after = [catalog.query(f"FROM {one} ORDER BY ALL") for one in ("duplicates", "clusters")]
+    assert after == before
 
 
 def test_an_empty_catalog_is_decided_without_complaint(catalog):
@@ -400,7 +406,8 @@ def test_fifty_thousand_clips_agree_with_a_decision_in_plain_python(catalog):
         con.execute(
             "INSERT INTO clips BY NAME SELECT 'v' || (i // 10) AS video_id, "
             "'v' || (i // 10) || '-' || (i % 10) AS clip_id, 0.0 AS start_s, "
-            "random() * 9 AS end_s, 1280 AS crop_w, (300 + random() * 420)::INTEGER AS crop_h, 61 AS length_4k1 "
+            "random() * 9 AS end_s, 1280 AS crop_w, (300 + random() * 420)::INTEGER AS crop_h, "
+            "61 AS length_4k1 "
             f"FROM range({count}) t(i)"
         )
         for step, names in rows.DOUBLES.items():

@@ -26,7 +26,7 @@ FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
 CLIPS = ("sintel_trailer-720p.mp4", "test_video.mp4")
 COPIES = 4
 TURNS = 3
-LIGHT = ["skip=text,nsfw"]
+LIGHT = ["skip=text_area,nsfw"]
 ANALYSE = ["steps=basic,visual,motion"]
 
 DETECT = """
