@@ -92,6 +92,8 @@ def put(con: duckdb.DuckDBPyConnection, kind: str, batch: Batch) -> None:
     for name, table in batch.items():
         con.register(f"new_{name}", table)
     {"whole": _put_whole, "partial": _put_partial}[kind](con, batch)
+    if "embeddings" in batch:
+        con.execute("DELETE FROM meta WHERE key = 'neighbours'")  # see curation.copies
     for name in batch:
         con.unregister(f"new_{name}")
 
@@ -111,7 +113,6 @@ def _put_whole(con: duckdb.DuckDBPyConnection, batch: Batch) -> None:
             for name in (*PER_CLIP, "clusters"):
                 con.execute(f"DELETE FROM {name} WHERE clip_id {gone}")
             con.execute(f"DELETE FROM duplicates WHERE clip_id {gone} OR duplicate_of {gone}")
-            con.execute("DELETE FROM meta WHERE key = 'neighbours'")  # found again, even if equal
             con.execute("DELETE FROM videos WHERE video_id IN (SELECT video_id FROM gone_videos)")
             if "clips" in batch:  # what came back keeps its place until the next selection
                 con.execute("DELETE FROM gone WHERE clip_id IN (SELECT clip_id FROM new_clips)")

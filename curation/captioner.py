@@ -42,6 +42,7 @@ READ = {
     "en": "A text detector read this in it, perhaps with errors: “{text}”.",
     "zh": "文字识别在画面中读到（可能有误）：“{text}”。",
 }
+PLACE = "put config.json, *.safetensors and the processor's files in a folder and name that"
 SENTENCE_END = re.compile(r"""[.!?]["'”’)]*(?=\s|$)|[。！？…]["'”’』」)）]*""")
 
 
@@ -98,6 +99,21 @@ def sample(times: np.ndarray, fps: float = FPS, frames: int = FRAMES) -> tuple[n
     return found, (len(found) - 1) / max(float(times[found[-1]] - times[found[0]]), 1e-6)
 
 
+def place(model: str) -> str:
+    """Where the model is: its folder, or its name on the hub. Loads nothing.
+
+    Raises:
+        UsageError: a folder that is not there or holds no model; the line says where to put it.
+    """
+    where = f"captions.model={model}"
+    folder = Path(model).expanduser()
+    if folder.exists() and not (folder / "config.json").is_file():
+        raise UsageError(f"{where}: the folder has no config.json; {PLACE}")
+    if not folder.exists() and not re.fullmatch(r"[\w.-]+(?:/[\w.-]+)?", model):
+        raise UsageError(f"{where}: no such folder; {PLACE}")
+    return str(folder) if folder.exists() else model
+
+
 @functools.cache
 def load(model: str) -> Loaded:
     """The model, once in a process, on the GPU if there is one.
@@ -108,17 +124,11 @@ def load(model: str) -> Loaded:
     Raises:
         UsageError: it is not there, or is no captioner; the line says where to put it.
     """
+    name = place(model)
     import torch
     import transformers
 
     where = f"captions.model={model}"
-    place = "put config.json, *.safetensors and the processor's files in a folder and name that"
-    folder = Path(model).expanduser()
-    if folder.exists() and not (folder / "config.json").is_file():
-        raise UsageError(f"{where}: the folder has no config.json; {place}")
-    if not folder.exists() and not re.fullmatch(r"[\w.-]+(?:/[\w.-]+)?", model):
-        raise UsageError(f"{where}: no such folder; {place}")
-    name = str(folder) if folder.exists() else model
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
     cuda = torch.cuda.is_available()
@@ -132,7 +142,7 @@ def load(model: str) -> Loaded:
         )
     except (OSError, ValueError, ImportError, KeyError) as error:
         reason = " ".join(str(error).split()).partition(". ")[0][:200]
-        raise UsageError(f"{where}: cannot be loaded: {reason}; {place}") from None
+        raise UsageError(f"{where}: cannot be loaded: {reason}; {PLACE}") from None
     if not getattr(processor, "chat_template", None):
         raise UsageError(f"{where}: has no chat template, so it can't be asked for a caption")
     device = "cuda" if cuda else "cpu"

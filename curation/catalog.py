@@ -244,6 +244,7 @@ class Catalog:
             con.begin()
             migrate(con)
             con.commit()
+            con.execute("CHECKPOINT")  # closing would do it, and keep a full disk to itself
         finally:
             con.close()
         new.rename(self.file)

@@ -15,7 +15,9 @@ PREFERRED = "crop_w::BIGINT * crop_h DESC NULLS LAST, bits_per_pixel DESC NULLS 
 def refresh(catalog: Catalog) -> None:
     """Fills both tables again, if the embeddings, the preference or the method have changed.
 
-    A row of `meta` keeps the fingerprint of what they were made from.
+    A row of `meta` keeps the fingerprint of what they were made from. It leaves out the vectors
+    themselves (hashing a million takes longer than all else here): whoever writes some through
+    `Catalog` takes that row away.
     """
     with catalog.reading() as con:
         bits_per_pixel = "bits_per_pixel" if "bits_per_pixel" in score_tables(con) else "NULL"
@@ -25,7 +27,8 @@ def refresh(catalog: Catalog) -> None:
             "LEFT JOIN basic USING (clip_id)"
         )
         ((state,),) = con.execute(
-            "SELECT count(*) || ' ' || coalesce(sum(hash(vectors)), 0) FROM vectors"
+            "SELECT count(*) || ' ' || coalesce(sum(hash(clip_id, model, crop_w, crop_h, "
+            "bits_per_pixel)), 0) FROM vectors"
         ).fetchall()
         fingerprint = f"{neighbours.VERSION} {SIMILARITY} {state}"
         was = con.execute("SELECT value FROM meta WHERE key = 'neighbours'").fetchall()

@@ -77,7 +77,8 @@ def cut_many(
         VideoError: the file can't be read at all.
     """
     probe = video.probe(path, max_pixels)
-    encoding = {"crf": str(crf), "preset": preset}
+    # x264 gives other bytes with other vector instructions, and with AVX-512 from run to run
+    encoding = {"crf": str(crf), "preset": preset, "x264-params": "cpu-independent=1"}
     if probe.is_image:
         raw = _still(path, max_pixels)
         for index, span in enumerate(spans):

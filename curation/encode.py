@@ -1,8 +1,10 @@
 """Encodes frames as a clip: H.264 in mp4, or, for a still image, jpg or png.
 
-Clips come out upright, with square pixels, 8-bit 4:2:0 BT.709 of limited range, tagged so; HDR is
-tone-mapped. Time stamps are the source's, shifted so that the first frame stands at 0. Bytes are
-the same on every run: one thread, bit-exact scaling, no dates, no name of an encoder.
+Clips come out upright, with square pixels, 8-bit 4:2:0 of limited range. They are tagged with their
+colours: BT.709, or BT.601 where the source has it, since converting that costs a fifth of the
+encoding and rounds every pixel; HDR is tone-mapped to BT.709. Time stamps are the source's, shifted
+so that the first frame stands at 0. Bytes are the same on every run: one thread, bit-exact scaling,
+no dates, no name of an encoder.
 """
 
 import contextlib
@@ -30,7 +32,8 @@ TURNS = {  # degrees clockwise → filters
     180: [("hflip", None), ("vflip", None)],
     270: [("transpose", "cclock")],
 }
-BT709, UNSPECIFIED, BT2020 = 1, 2, 9  # ITU-T H.273, tables 2 to 4
+BT709, UNSPECIFIED, BT601, BT2020 = 1, 2, 6, 9  # ITU-T H.273, tables 2 to 4
+PAL = 5  # BT.601's other primaries; its matrix is the same
 HDR_TRANSFER = {16, 18}  # PQ, HLG
 LIMITED, FULL = 1, 2  # av.video.reformatter.ColorRange
 
@@ -88,7 +91,8 @@ class Tone:
 class Shape:
     """Raw frames of one file as a clip shows them."""
 
-    def __init__(self, probe: Probe, span: Span, pixels: str):
+    def __init__(self, probe: Probe, span: Span, pixels: str, raw: av.VideoFrame):
+        self.matrix = _matrix(raw) or BT709
         self.rotation = probe.rotation
         self.upright = (probe.width, probe.height)
         self.pixels = pixels
@@ -114,7 +118,7 @@ class Shape:
         chain += TURNS[self.rotation]
         if self.box != (0, 0, *self.upright):
             chain.append(("crop", f"{width}:{height}:{x}:{y}:exact=1"))
-        color = _color(raw, self.pixels)
+        color = _color(raw, self.pixels, self.matrix)
         if color or self.size != (width, height):
             chain.append(("scale", f"{self.size[0]}:{self.size[1]}:{EXACT}{color}"))
             chain.append(("format", self.pixels))
@@ -154,18 +158,27 @@ def _box(probe: Probe, span: Span, even: bool) -> Box:
     return left, top, right - left, bottom - top
 
 
-def _color(raw, pixels: str) -> str:
-    """What the scale filter must convert; empty: nothing.
+def _matrix(raw: av.VideoFrame) -> int | None:
+    """BT709, BT601, or None for what is neither.
 
-    Colours without a tag are BT.709 from 720 lines up, as players take them, else BT.601. The
-    primaries of standard definition are left as they are: readers of clips don't look at them.
+    Colours without a tag are BT.709 from 720 lines up, else BT.601, as players take them.
     """
+    if raw.format.is_rgb:
+        return None
+    if raw.colorspace == UNSPECIFIED:
+        return BT709 if min(raw.width, raw.height) >= 720 else BT601
+    return {BT709: BT709, BT601: BT601, PAL: BT601}.get(raw.colorspace)
+
+
+def _color(raw: av.VideoFrame, pixels: str, matrix: int) -> str:
+    """What the scale filter must convert; empty: nothing."""
     if pixels != "yuv420p":
-        return ":out_range=pc"
-    large = raw.colorspace == UNSPECIFIED and min(raw.width, raw.height) >= 720
-    convert = ":out_color_matrix=bt709:out_range=tv" + (":in_color_matrix=bt709" if large else "")
-    same = raw.format.name == "yuv420p" and raw.color_range != FULL
-    return "" if same and (large or raw.colorspace == BT709) else convert
+        return ":out_range=pc"  # an image without a tag is BT.601 (JFIF), swscale's default
+    source = _matrix(raw)
+    given = f":in_color_matrix={source}" if source and raw.colorspace == UNSPECIFIED else ""
+    if raw.format.name == pixels and raw.color_range != FULL and source == matrix:
+        return ""
+    return f"{given}:out_color_matrix={matrix}:out_range=tv"
 
 
 class Clip:
@@ -183,7 +196,7 @@ class Clip:
             return
         try:
             if self.container is None:
-                self._open(time_s)
+                self._open(time_s, raw)
             frame = self.shape(raw)
             self.last_s = time_s
             self.pts = max(round((time_s - self.start_s) / self.clock), self.pts + 1)
@@ -194,9 +207,9 @@ class Clip:
         except (av.error.FFmpegError, VideoError, OSError) as error:
             self.error = _blamed(error)
 
-    def _open(self, time_s: float) -> None:
+    def _open(self, time_s: float, raw: av.VideoFrame) -> None:
         self.start_s, self.pts = time_s, -1
-        self.shape = Shape(self.probe, self.span, "yuv420p")
+        self.shape = Shape(self.probe, self.span, "yuv420p", raw)
         self.container = av.open(
             str(self.span.out),
             "w",
@@ -212,7 +225,9 @@ class Clip:
         codec.time_base = self.clock
         codec.thread_count = 1
         codec.flags |= Flags.bitexact
-        codec.colorspace = codec.color_primaries = codec.color_trc = BT709
+        codec.colorspace = codec.color_primaries = codec.color_trc = self.shape.matrix
+        if self.shape.matrix == BT601 and raw.color_primaries in (BT709, PAL):
+            codec.color_primaries = raw.color_primaries
         codec.color_range = LIMITED
         self.container.start_encoding()
         # the encoder's version and settings, and the source's captions, travel as SEI units
@@ -274,7 +289,7 @@ def image_suffix(probe: Probe) -> str:
 
 def write_image(raw: av.VideoFrame, probe: Probe, span: Span) -> Info | VideoError:
     try:
-        shape = Shape(probe, span, "bgra" if probe.has_alpha else "bgr24")
+        shape = Shape(probe, span, "bgra" if probe.has_alpha else "bgr24", raw)
         pixels = shape(raw).to_ndarray()
     except (av.error.FFmpegError, VideoError) as error:
         return VideoError(_reason(error))

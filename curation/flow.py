@@ -13,16 +13,16 @@ import numpy as np
 FAST = cv2.DISOPTICAL_FLOW_PRESET_FAST
 COARSE = cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST
 CELL = 8
-LEAST = {True: 144, False: 72}  # pixels, fine and coarse: smaller pictures are enlarged to it, to
-# be seen in as many cells as others, and because DIS reads outside its pyramid in tiny ones
-STRIP = 4.0  # of a longer strip only the middle, 4:1, is looked at: in such DIS crashes too
+# Pixels, fine and coarse. Smaller pictures are enlarged to it: to be seen in as many cells as
+# others, and because DIS reads outside its pyramid in tiny ones and crashes (opencv#14554).
+LEAST = {True: 144, False: 72}
+STRIP = 4.0  # of a longer strip only the middle, 4:1, is looked at: it crashes in such too
+FADE = 0.02  # of the light: a greater change between frames is taken out
 LOST = 0.5  # of a pair's change unexplained: the next frame is tried instead
 
 TEXTURE = 3.0  # grey levels a pixel, at half size, for which a cell's flow is half believed
 FLAT = 0.08  # a cell without texture votes so much for a camera that stands still
-DOUBT = (
-    0.9  # of a standing camera's error: a moving one must leave less, for it fits anything better
-)
+DOUBT = 0.9  # of a standing camera's error: a moving one, which fits anything, must leave less
 RIM = 2.0  # the picture's edge counts this much more: subjects stand in the middle
 NOISE = (0.3, 3.0)  # grey levels, the range in which a pair's noise is looked for
 SIGMAS = (16.0, 4.0, 1.0, 0.5, 0.3)  # pixels, scale of the robust fit as it closes in
@@ -107,7 +107,7 @@ class _Look:
 
     def pair(self, i: int, j: int) -> tuple[np.ndarray, np.ndarray, float, float]:
         """Flow [2, g], trust [g], change and what is unexplained of it, of one pair."""
-        (full0, half0), (full1, half1) = self.frame(i), self.frame(j)
+        (full0, half0), (full1, half1) = _matched(self.frame(i), self.frame(j))
         dense = self.dis.calc(full0, full1, None)
         at = self.at + dense[::2, ::2] / 2
         moved = cv2.remap(half1, at, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
@@ -121,6 +121,17 @@ class _Look:
         flow = dense[CELL // 2 :: CELL, CELL // 2 :: CELL].reshape(-1, 2).T * (seen > 0)
         change, left = (np.maximum(v - 2 * noise, 0).mean() for v in (change, left))
         return flow, trust, change, left
+
+
+def _matched(one: tuple, other: tuple) -> tuple[tuple, tuple]:
+    """Two frames, the lighter dimmed to the other's light: a fade moves nothing."""
+    before, after = (_cells(frame[1].astype(np.float32)) + 1 for frame in (one, other))
+    gain = float(np.median(after / before))
+    if gain > 1 + FADE:
+        return one, tuple(cv2.convertScaleAbs(frame, alpha=1 / gain) for frame in other)
+    if gain < 1 - FADE:
+        return tuple(cv2.convertScaleAbs(frame, alpha=gain) for frame in one), other
+    return one, other
 
 
 def cameras(found: Flows) -> np.ndarray:

@@ -5,13 +5,17 @@ import pyarrow as pa
 
 from recipes.load import UsageError
 
+LONG = 81  # frames at 16 fps: five seconds, what the later stages train on
+
 
 def divide(con: duckdb.DuckDBPyConnection, share: float) -> None:
     """Makes the temporary table `splits` (video_id, split), a row for each video with clips.
 
     Videos with near-duplicate clips, directly or through other videos, are one group, and a whole
     group goes to one side, by hash: no source and no copy stands on both. At least one group goes
-    to val and at least one to train; a lone one is train. What a profile keeps plays no part.
+    to val and at least one to train; a lone one is train. Where the hash chooses none for val, it
+    is one of those with the longest clips, which most profiles keep some of; but what a profile
+    keeps plays no part.
 
     Args:
         share: of the groups, for val; 0 holds out none.
@@ -39,21 +43,28 @@ def divide(con: duckdb.DuckDBPyConnection, share: float) -> None:
     con.execute(
         """
         CREATE OR REPLACE TEMP TABLE splits AS
-        WITH videos AS (SELECT DISTINCT video_id FROM clips),
-        grouped AS (
-            SELECT video_id, coalesce(first, video_id) AS first
-            FROM videos LEFT JOIN linked USING (video_id)
+        WITH grouped AS (
+            SELECT video_id, coalesce(any_value(first), video_id) AS first,
+                least(max(length_4k1), $long) AS long
+            FROM clips LEFT JOIN linked USING (video_id) GROUP BY video_id
         ),
-        hashed AS (
-            SELECT first, ('0x' || md5(first)[1:8])::UBIGINT / 4294967296 AS place,
-                row_number() OVER (ORDER BY md5(first)) AS number, count(*) OVER () AS groups
-            FROM (SELECT DISTINCT first FROM grouped)
+        placed AS (
+            SELECT first, md5(first) AS hash, max(long) AS long,
+                ('0x' || md5(first)[1:8])::UBIGINT / 4294967296 < $share AS chosen
+            FROM grouped GROUP BY first
+        ),
+        ranked AS (
+            SELECT first, chosen, count(*) OVER () AS groups, bool_or(chosen) OVER () AS enough,
+                row_number() OVER (ORDER BY hash DESC) AS last,
+                row_number() OVER (ORDER BY long DESC NULLS LAST, hash) AS best
+            FROM placed
         )
-        SELECT video_id, CASE WHEN $share > 0 AND number < groups AND (place < $share OR number = 1)
+        SELECT video_id, CASE WHEN $share > 0 AND groups > 1 AND
+            CASE WHEN enough THEN chosen AND last > 1 ELSE best = 1 END
             THEN 'val' ELSE 'train' END AS split
-        FROM grouped JOIN hashed USING (first)
+        FROM grouped JOIN ranked USING (first)
         """,
-        {"share": share},
+        {"share": share, "long": LONG},
     )
 
 

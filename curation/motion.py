@@ -19,6 +19,7 @@ STILL = 0.01  # short sides/s: less than this is not told from noise
 SHAKE = 0.006  # short sides: where shake is 0.5
 SHAKE_FPS = 30.0
 SHAKE_S = 0.2  # seconds, the smoothing of the camera's path
+UNSURE_S = 0.006  # seconds: in flight, the camera's path is known to what it flies in this time
 MOVES_BY = 0.4, 0.7  # 1 less the texture that stands over that which follows the camera
 FOLLOWS = 0.45, 0.65  # share of the texture that follows the camera, roughly
 
@@ -28,6 +29,7 @@ DIP = 0.3  # of its neighbours' change
 
 FLICKER = 0.02  # of the light: where flicker is 0.5
 LIGHT_S = 0.2  # seconds: light that comes back sooner flickers
+LIGHT_CELL = 16  # pixels at half size: about 50 places, each lit alike
 DARK = 16.0  # grey levels, keeps the logarithm from the noise of the shadows
 USUAL = 2 / 3  # quantile over time: a third of the clip must tremble or flicker as much
 
@@ -138,8 +140,12 @@ def shake(clip: Clip) -> dict:
     steps = steps[:, [0, 1, 3]] * [1, 1, 0.5] * _sure(found, moving, clip.fps / step)[:, None]
     steps /= found.side
     path = np.concatenate([np.zeros((1, 3)), np.cumsum(steps, 0)])
-    rough = flow.quantile(np.linalg.norm(highpass(path, times, SHAKE_S), axis=1), USUAL)
-    return {"shake": float(rough / (rough + SHAKE))}
+    fast = highpass(path, times, SHAKE_S)
+    drift = np.linalg.norm(np.gradient(path - fast, axis=0), axis=1)
+    drift *= (len(times) - 1) / (times[-1] - times[0])
+    rough = np.linalg.norm(fast, axis=1) - UNSURE_S * drift
+    rough = max(0.0, float(flow.quantile(rough, USUAL)))
+    return {"shake": rough / (rough + SHAKE)}
 
 
 def _sure(found: flow.Flows, camera: np.ndarray, fps: float) -> np.ndarray:
@@ -236,10 +242,10 @@ def flicker(clip: Clip) -> dict:
     half = halved(picture(clip))
     if len(half) < 3:
         return {"flicker": 0.0}
-    light = np.stack([shrunk(frame) for frame in half])
+    light = np.stack([shrunk(frame, LIGHT_CELL) for frame in half])
     steps = np.diff(np.log(light + DARK), axis=0)
     whole = np.median(steps, axis=1)[:, None]
-    moved = np.stack([spread(*pair) for pair in pairwise(half)])
+    moved = np.stack([spread(*pair, LIGHT_CELL) for pair in pairwise(half)])
     moved = moved / (light[1:] + DARK) ** 2
     path = np.concatenate([0 * whole[:1], np.cumsum(whole, axis=0)])
     every = unsteady(np.concatenate([path, np.log(light + DARK) - path], axis=1), clip.fps)
@@ -298,19 +304,29 @@ def halved(gray: np.ndarray) -> np.ndarray:
     return np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in gray])
 
 
-def shrunk(frame: np.ndarray) -> np.ndarray:
-    """Mean over cells of 8×8 pixels, float32 [g]."""
-    size = [max(1, side // 8) for side in frame.shape[::-1]]
+def shrunk(frame: np.ndarray, cell: int = 8) -> np.ndarray:
+    """Mean over cells of so many pixels either way, float32 [g]."""
+    size = [max(1, side // cell) for side in frame.shape[::-1]]
     frame = frame.astype(np.float32)
     return cv2.resize(frame, size, interpolation=cv2.INTER_AREA).ravel()
 
 
 def changes(half: np.ndarray) -> np.ndarray:
-    """From frame to frame, the mean change of the cell that changes most; grey levels [n - 1]."""
-    return np.array([shrunk(cv2.absdiff(*pair)).max() for pair in pairwise(half)])
+    """From frame to frame, the mean change of the cell that changes most; grey levels [n - 1].
+
+    The light's own change, a fade's, is taken out: the later frame is fitted with the earlier one.
+    """
+    found = []
+    for one, other in pairwise(half):
+        if abs(cv2.mean(one)[0] - cv2.mean(other)[0]) > SAME / 2:
+            (mean, spread), (mean_to, spread_to) = (cv2.meanStdDev(v) for v in (one, other))
+            gain = float(spread_to[0, 0] / max(spread[0, 0], 1.0))
+            one = np.clip(gain * (one - mean[0, 0]) + mean_to[0, 0], 0, 255).astype(np.uint8)
+        found.append(shrunk(cv2.absdiff(one, other)).max())
+    return np.array(found)
 
 
-def spread(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def spread(one: np.ndarray, other: np.ndarray, cell: int) -> np.ndarray:
     """Variance of the change within each cell, float32 [g]."""
     change = np.subtract(one, other, dtype=np.float32)
-    return np.maximum(shrunk(change**2) - shrunk(change) ** 2, 0)
+    return np.maximum(shrunk(change**2, cell) - shrunk(change, cell) ** 2, 0)

@@ -179,18 +179,27 @@ def _kmeans(vectors: np.ndarray, k: int, spread: bool, rounds: int = ROUNDS) -> 
 
 
 def _seeds(vectors: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
-    """k rows, each drawn by its squared distance to those drawn before it (k-means++)."""
+    """At most k different rows: k-means++ in its greedy form, which of a few rows drawn by their
+    squared distance to the seeds takes the one that leaves the least of it."""
     chosen = [int(rng.integers(len(vectors)))]
-    distance = np.full(len(vectors), np.inf)
+    left = _squared(vectors, vectors[chosen])[:, 0]
     for _ in range(k - 1):
-        # Unit vectors: |a − b|² = 2 − 2 a·b; what stands within rounding of a seed counts as it.
-        distance = np.minimum(distance, 2 - 2 * (vectors @ vectors[chosen[-1]]).astype(np.float64))
-        distance[distance < 1e-5] = 0
-        total = np.cumsum(distance)
+        total = np.cumsum(left)
         if total[-1] == 0:
             break
-        chosen.append(int(np.searchsorted(total, rng.random() * total[-1], side="right")))
+        drawn = np.searchsorted(total, rng.random(2 + int(np.log(k))) * total[-1], side="right")
+        after = np.minimum(left[:, None], _squared(vectors, vectors[drawn]))
+        best = int(after.sum(0).argmin())
+        chosen.append(int(drawn[best]))
+        left = after[:, best]
     return np.array(chosen)
+
+
+def _squared(vectors: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+    """Squared distances of unit vectors; what stands within rounding of a seed counts as it."""
+    distance = 2 - 2 * (vectors @ seeds.T).astype(np.float64)
+    distance[distance < 1e-5] = 0
+    return distance
 
 
 def _nearest(vectors: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

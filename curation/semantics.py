@@ -284,4 +284,4 @@ def _affine(layers: Layers, x: np.ndarray) -> np.ndarray:
 
 def _first_line(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]
+    return text.splitlines()[0][:120].strip()

@@ -3,7 +3,7 @@
 Everything downstream sees frames that are upright (rotation applied), have square pixels (sample
 aspect ratio applied), are deinterlaced and of full range; "source pixels" means these. The walk is
 sequential and single-threaded: two one-thread readers decode 1.4 × as fast as one reader with two
-threads (`tests/benchmarks/curation.py`), so a core reads a file. Frames are scaled before they are
+threads (`tests/benchmarks/reading.py`), so a core reads a file. Frames are scaled before they are
 converted, because converting and copying full-size RGB costs more than decoding it.
 Random access into short clips, for training, is decord's: `clip_frames`.
 """

@@ -130,8 +130,12 @@ class Weights:
     """Where the models of `scorers=full` lie: each a local folder or file, or a name on the hub."""
 
     clip: str = key("hf-hub:timm/vit_large_patch14_clip_224.openai", "open_clip ViT-L/14")
-    aesthetic: str | None = key(None, "the LAION aesthetic head, .safetensors or .pth")
-    quality: str | None = key(None, "a trained quality head over the same embedding, .safetensors")
+    aesthetic: str | None = key(
+        None, "the LAION aesthetic head, .safetensors or .pth; off leaves its score NULL"
+    )
+    quality: str | None = key(
+        None, "a trained quality head over the same embedding, .safetensors; off: NULL"
+    )
 
 
 @dataclass

@@ -1,4 +1,9 @@
-"""Rows of a catalog as a run writes them, for a small made-up set of scorers."""
+"""Rows of a catalog as a run writes them, for a small made-up set of scorers; other processes."""
+
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 
@@ -6,6 +11,32 @@ from curation import scorer
 from curation.catalog import Catalog
 from curation.scorer import Column, Scorer
 
+ROOT = Path(__file__).parents[1]
+# A notebook: it keeps the catalog open until it is told, or killed.
+READER = """
+import duckdb, sys
+con = duckdb.connect(sys.argv[1], read_only=True)
+print(con.execute("SELECT count(*) FROM videos").fetchall()[0][0], flush=True)
+sys.stdin.readline()
+"""
+# A run of so many videos, three clips each.
+WRITER = """
+import sys
+from curation.catalog import Catalog
+from tests import rows
+rows.use()
+catalog = Catalog(sys.argv[1])
+run = catalog.start_run({}, {})
+print("started", flush=True)
+done = {name for name in catalog.known()}
+for i in range(int(sys.argv[2])):
+    one = rows.batch(f"video{i:011d}", 3)
+    if one["videos"][0]["uri"] not in done:
+        catalog.write(one)
+        print(i, flush=True)
+catalog.flush()
+catalog.finish_run(run, "done")
+"""
 DOUBLES = {
     "basic": "bits_per_pixel luma_mean sharpness text_area",
     "visual": "noise quality aesthetic",
@@ -98,3 +129,23 @@ def content(catalog: Catalog, but: tuple[str, ...] = ("runs", "meta")) -> dict[s
             rows = catalog.query(f"FROM {row['t']}")
             found[row["t"]] = sorted(map(repr, rows))
     return found
+
+
+@contextmanager
+def python(code: str, *arguments):
+    """Another process; it is gone at the end."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
+    with subprocess.Popen(command, **pipes) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@contextmanager
+def notebook(catalog: Catalog):
+    """Somebody who keeps the catalog open for reading."""
+    with python(READER, catalog.file) as process:
+        assert process.stdout.readline().strip().isdigit()
+        yield process

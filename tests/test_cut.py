@@ -208,7 +208,7 @@ def test_a_clip_is_plain_web_video_that_names_no_date_and_no_encoder(films, tmp_
         assert "creation_time" not in {**container.metadata, **stream.metadata}
         frame = next(container.decode(stream))
         tags = (frame.colorspace, frame.color_primaries, frame.color_trc, frame.color_range)
-        assert tags == (1, 1, 1, 1)
+        assert tags == (6, 6, 6, 1), "small and untagged: BT.601, as players take it"
         assert frame.time == 0.0
 
 
@@ -275,6 +275,8 @@ def test_colours_stay_what_they_are(tmp_path, tag, size):
     info = cut.cut(tmp_path / "red.mp4", 0, 1, tmp_path / "clip.mp4", preset="ultrafast")
     red = decord.VideoReader(str(info.path), num_threads=1)[2].asnumpy()[20, 20]
     np.testing.assert_allclose(red.astype(int), (0xC8, 0x28, 0x3C), atol=5)
+    with av.open(str(info.path)) as container:
+        assert next(container.decode(video=0)).colorspace == (1 if matrix == "bt709" else 6)
 
 
 def test_full_range_comes_out_limited_and_no_darker(tmp_path):

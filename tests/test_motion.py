@@ -146,9 +146,12 @@ def test_speeds_do_not_depend_on_frame_size_or_rate(fault, name):
 
 
 @pytest.mark.parametrize("fault", ["half size", "every second"])
-def test_tiers_seldom_depend_on_frame_size_or_rate(fault):
-    same = [a == b for a, b in zip(column(fault, "tier"), column("clean", "tier"), strict=True)]
-    assert np.mean(same) >= 0.8
+def test_tiers_hardly_depend_on_frame_size_or_rate(fault):
+    pairs = zip(column(fault, "tier"), column("clean", "tier"), strict=True)
+    other = [{one, two} for one, two in pairs if one != two]
+    assert len(other) <= 0.3 * len(planted.real_clips())
+    # Below 15 frames a second a fast tremble is not seen.
+    assert sum(bool(tiers & {"static", "low", "shaky"}) for tiers in other) <= 1
 
 
 @pytest.mark.parametrize("speed", [0.05, 0.3, 1.5, 3.0])
@@ -259,13 +262,23 @@ def test_flicker_of_a_part_counts_and_fades_flashes_and_passers_by_do_not():
     screen = np.zeros((180, 320), np.float32)
     screen[40:140, 100:220] = 1
     flat = [view() * (1 + 0.1 * screen * g) for g in rng.standard_normal(len(at))]
-    assert scored(clip([np.clip(f, 0, 255).astype(np.uint8) for f in flat]))["flicker"] > 0.6
+    assert scored(clip([np.clip(f, 0, 255).astype(np.uint8) for f in flat]))["flicker"] > 0.5
 
     fade = [(view() * (t / 2)).astype(np.uint8) for t in at]
     flash = [np.clip(view() * (1 + (k == 20)), 0, 255).astype(np.uint8) for k in range(len(at))]
     passer = [passing(t, 0.8, view(), size=120) for t in at]
     for frames in (fade, flash, passer):
         assert scored(clip(frames))["flicker"] < 0.1
+
+
+@pytest.mark.parametrize("seconds", [0.5, 2.0])
+def test_a_fade_moves_nothing_and_freezes_nothing(seconds):
+    row = scored(clip([(view() * min(1, t / seconds)).astype(np.uint8) for t in times(2.0)]))
+    assert row["tier"] == "static"
+    assert row["flow_peak"] < 0.01
+    assert row["freeze"] == 0
+    moving = [(view(dx=54 * t) * min(1, t / seconds)).astype(np.uint8) for t in times(2.0)]
+    assert scored(clip(moving))["camera_share"] > 0.95
 
 
 def test_a_throng_that_runs_every_way_is_low():

@@ -1,22 +1,19 @@
 """Selection keeps and drops for the reason that it gives, and is redone without decoding."""
 
 import dataclasses
-import itertools
-import random
 
-import numpy as np
 import pytest
 
 import curation.basic
 import curation.motion
 import curation.visual  # noqa: F401
-from curation import neighbours, scorer, selection
+from curation import scorer, selection
 from curation.catalog import Catalog
-from curation.holdout import groups
 from curation.schema import SCORES
 from recipes.load import UsageError
-from recipes.schema import Curation, Select
+from recipes.schema import Select
 from tests import rows
+from tests.deciding import clip, decided, near, select
 
 REAL = dict(scorer.REGISTRY)
 
@@ -30,38 +27,6 @@ def made_up_scorers(monkeypatch):
 def catalog(tmp_path):
     with Catalog(tmp_path) as one:
         yield one
-
-
-def select(catalog: Catalog, profile: str = "tiny", **keys) -> selection.Funnel:
-    keys = {"duplicate_similarity": None, "require_caption": False} | keys
-    return selection.select(catalog, Curation(profile=profile, select=Select(**keys)))
-
-
-def decided(catalog: Catalog, column: str = "reason", profile: str = "tiny") -> dict[str, object]:
-    """First letters of the clip_id, up to the dash → what was decided."""
-    found = catalog.query(
-        f"SELECT clip_id, {column} AS x FROM decisions WHERE profile = ?", [profile]
-    )
-    return {row["clip_id"].split("-")[0]: row["x"] for row in found}
-
-
-def near(base: np.ndarray, cosine: float, seed: str) -> np.ndarray:
-    """A unit vector at that cosine from a unit vector."""
-    other = rows.vector(seed)
-    other = other - (other @ base) * base
-    other /= np.linalg.norm(other)
-    return (cosine * base + np.sqrt(1 - cosine**2) * other).astype(np.float32)
-
-
-def clip(
-    name: str, vector: np.ndarray | None = None, size: tuple[int, int] = (1280, 720), **scores
-):
-    """A video of one clip."""
-    one = rows.batch(name, clips=1, **scores)
-    one["clips"][0] |= {"crop_w": size[0], "crop_h": size[1]}
-    if vector is not None:
-        one["embeddings"][0]["vector"] = vector
-    return one
 
 
 def image(name: str) -> dict:
@@ -171,86 +136,6 @@ def test_a_number_or_name_that_makes_no_sense_is_one_line_and_decides_nothing(ca
     assert catalog.query("FROM decisions") == []
 
 
-def test_of_two_copies_the_larger_stays_then_the_one_with_more_bits_then_the_first(catalog):
-    one, two, three = rows.vector("1"), rows.vector("2"), rows.vector("3")
-    catalog.write(
-        rows.merged(
-            clip("small", one, size=(640, 360), bits_per_pixel=0.9),
-            clip("large", near(one, 0.97, "x"), size=(1280, 720), bits_per_pixel=0.1),
-            clip("few", two, bits_per_pixel=0.1),
-            clip("many", near(two, 0.97, "y"), bits_per_pixel=0.2),
-            clip("first", three),
-            clip("second", near(three, 0.97, "z")),
-            clip("alike", near(three, 0.93, "w")),
-        )
-    )
-    select(catalog, duplicate_similarity=0.95)
-    fallen = {name for name, reason in decided(catalog).items() if reason}
-    assert fallen == {"small", "few", "second"}
-    assert set(decided(catalog).values()) == {None, "duplicate_similarity"}
-
-
-def test_a_copy_that_fails_a_threshold_itself_takes_no_other_with_it(catalog):
-    base = rows.vector("1")
-    catalog.write(
-        rows.merged(
-            clip("blurred", base, size=(1920, 1080), sharpness=0.1),
-            clip("sharp", near(base, 0.97, "x"), size=(640, 360), sharpness=0.9),
-        )
-    )
-    select(catalog, duplicate_similarity=0.95, min_sharpness=0.5)
-    assert decided(catalog) == {"blurred": "min_sharpness", "sharp": None}
-
-
-def test_a_copy_without_a_caption_does_not_replace_one_that_has_one(catalog):
-    base = rows.vector("1")
-    mute = clip("mute", base, size=(1920, 1080)) | {"captions": []}
-    catalog.write(rows.merged(mute, clip("told", near(base, 0.97, "x"), size=(640, 360))))
-    select(catalog, duplicate_similarity=0.95, require_caption=True)
-    assert decided(catalog) == {"mute": "duplicate_similarity", "told": None}
-    select(catalog, duplicate_similarity=0.95, require_caption=False)
-    assert decided(catalog) == {"mute": None, "told": "duplicate_similarity"}
-
-
-def test_in_a_chain_of_copies_no_two_similar_clips_stay_and_none_falls_without_one(catalog):
-    # On a circle in one plane, 12 degrees apart: each is similar to its two neighbours alone.
-    x, y = rows.vector("x"), rows.vector("y")
-    y = (y - (x @ y) * x) / np.linalg.norm(y - (x @ y) * x)
-    angles = [np.deg2rad(12 * i) for i in range(12)]
-    vectors = [(np.cos(a) * x + np.sin(a) * y).astype(np.float32) for a in angles]
-    order = list(range(12))
-    random.Random(3).shuffle(order)
-    catalog.write(
-        rows.merged(
-            *(clip(f"c{i:02d}", v, bits_per_pixel=order[i] / 12) for i, v in enumerate(vectors))
-        )
-    )
-    select(catalog, duplicate_similarity=0.95)
-    stays = [decided(catalog)[f"c{i:02d}"] is None for i in range(12)]
-    assert stays[order.index(11)]  # the best of all
-    assert not any(a and b for a, b in itertools.pairwise(stays))
-    for i in range(12):
-        beside = [j for j in (i - 1, i + 1) if 0 <= j < 12]
-        better = [j for j in beside if stays[j] and order[j] > order[i]]
-        assert stays[i] == (not better)
-
-
-def test_of_hundreds_of_copies_one_stays_though_not_every_pair_is_listed(catalog):
-    base = rows.vector("black")
-    many = rows.batch("film", clips=5 * neighbours.MOST)
-    for i, row in enumerate(many["embeddings"]):
-        row["vector"] = near(base, 0.9999, f"n{i}")
-    for i, row in enumerate(many["basic"]):
-        row["sharpness"] = i % 2
-    catalog.write(many)
-    funnel = select(catalog, duplicate_similarity=0.95, min_sharpness=0.5)
-    assert len(catalog.query("FROM duplicates")) <= neighbours.MOST * 5 * neighbours.MOST
-    assert funnel.kept == 1
-    assert [one.alone for one in funnel.criteria if one.name == "duplicate_similarity"] == [
-        5 * neighbours.MOST - 1
-    ]
-
-
 def test_the_quota_keeps_the_best_of_each_cluster(catalog):
     one, two = rows.vector("1"), rows.vector("2")
     some = [clip(f"a{i}", near(one, 0.99, f"a{i}"), quality=i / 10) for i in range(4)]
@@ -290,62 +175,6 @@ def test_profiles_are_decided_apart_and_buckets_are_capped_at_their_resolution(c
     assert decided(catalog, "bucket", "480p")["small"] == "256p-49f-16x9"
 
 
-def test_no_source_and_no_copy_stands_on_both_sides(catalog):
-    bases = [rows.vector(f"base{i}") for i in range(20)]
-    batches = []
-    for i in range(120):
-        base = bases[i // 3] if i < 60 else rows.vector(f"own{i}")  # twenty groups of three videos
-        one = rows.batch(f"v{i:03d}", clips=3)
-        one["embeddings"][1]["vector"] = near(base, 0.98, f"n{i}")
-        batches.append(one)
-    catalog.write(rows.merged(*batches))
-    funnel = select(catalog, profile="tiny", val_share=0.2)
-    found = catalog.query(
-        "SELECT video_id, list(DISTINCT split) AS splits FROM decisions JOIN clips USING (clip_id) "
-        "GROUP BY ALL"
-    )
-    side = {row["video_id"]: row["splits"] for row in found}
-    assert all(len(splits) == 1 for splits in side.values())
-    for group in range(20):
-        assert len({tuple(side[f"v{3 * group + i:03d}"]) for i in range(3)}) == 1
-    in_val = [video for video, splits in side.items() if splits == ["val"]]
-    assert 8 <= len(in_val) <= 45  # of 80 groups of one to three videos, a fifth
-    assert funnel.val == 3 * len(in_val)
-    before = decided(catalog, "split")
-    select(catalog, profile="480p", val_share=0.2, min_sharpness=0.9)
-    assert decided(catalog, "split", "480p") == before
-
-
-@pytest.mark.parametrize("share", [0.02, 1.0])
-@pytest.mark.parametrize("count", [2, 5])
-def test_val_has_at_least_one_source_and_never_all(catalog, share, count):
-    catalog.write(rows.merged(*(clip(f"v{i}") for i in range(count))))
-    select(catalog, val_share=share)
-    sides = list(decided(catalog, "split").values())
-    assert sides.count("val") == (1 if share < 0.5 else count - 1)
-
-
-def test_a_lone_source_is_for_training_and_a_share_of_nothing_holds_out_nothing(catalog):
-    catalog.write(clip("a"))
-    select(catalog, val_share=0.5)
-    assert decided(catalog, "split") == {"a": "train"}
-    catalog.write(rows.merged(*(clip(f"v{i}") for i in range(9))))
-    select(catalog, val_share=0.0)
-    assert set(decided(catalog, "split").values()) == {"train"}
-
-
-def test_linked_names_are_one_group_however_the_links_are_given():
-    chance = random.Random(1)
-    links = [(f"n{i:03d}", f"n{i + 2:03d}") for i in range(200)]
-    chance.shuffle(links)
-    links = [pair if chance.random() < 0.5 else pair[::-1] for pair in links]
-    found = groups(links)
-    assert len(found) == 202
-    assert {found[f"n{i:03d}"] for i in range(0, 202, 2)} == {"n000"}
-    assert {found[f"n{i:03d}"] for i in range(1, 202, 2)} == {"n001"}
-    assert groups([]) == {}
-
-
 def test_the_same_input_gives_the_same_rows_and_writes_nothing_again(catalog):
     many = [clip(f"v{i:02d}", near(rows.vector(f"{i // 4}"), 0.97, f"s{i}")) for i in range(12)]
     catalog.write(rows.merged(*many))
@@ -358,31 +187,6 @@ def test_the_same_input_gives_the_same_rows_and_writes_nothing_again(catalog):
             other.write(one)
         assert select(other, duplicate_similarity=0.95, cluster_quota=1) == first
         assert rows.content(other) == before
-
-
-def test_neighbours_are_found_again_only_when_embeddings_changed(catalog, monkeypatch):
-    asked = []
-    real = neighbours.pairs
-    monkeypatch.setattr(neighbours, "pairs", lambda *a, **k: asked.append(1) or real(*a, **k))
-    base = rows.vector("1")
-    catalog.write(rows.merged(clip("a", base), clip("b", near(base, 0.97, "x"))))
-    select(catalog)
-    select(catalog, profile="480p")
-    assert len(asked) == 1
-    assert len(catalog.query("FROM duplicates")) == 1
-    catalog.write(clip("c", rows.vector("far")))
-    select(catalog)
-    assert len(catalog.query("FROM duplicates")) == 1
-    moved = {"clip_id": "c-00000000-00000100", "model": "made-up", "vector": base}
-    catalog.update({"embeddings": [moved]})
-    select(catalog)
-    assert len(asked) == 3
-    before = [catalog.query(f"FROM {one} ORDER BY ALL") for one in ("duplicates", "clusters")]
-    assert len(before[0]) == 3
-    catalog.write(clip("b", near(base, 0.97, "x")))  # the very same again
-    select(catalog)
-    after = [catalog.query(f"FROM {one} ORDER BY ALL") for one in ("duplicates", "clusters")]
-    assert after == before
 
 
 def test_an_empty_catalog_is_decided_without_complaint(catalog):

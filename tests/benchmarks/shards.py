@@ -4,13 +4,15 @@
     python tests/benchmarks/shards.py clips=FOLDER    every video of a folder
     python tests/benchmarks/shards.py crf=23 preset=medium window_s=5 turns=5 out=FILE
 
-Each file is windowed end to end, so that both sides encode every frame once; one thread each, in
+Each file is windowed end to end, so that both sides encode every frame once; on one and the same
+core each, as the run has a process a core (ffmpeg would decode on another than it encodes on); in
 turns, in one run; the median of the ratios counts. CPU time is shown beside wall time, since it
 holds on a busy machine too. Bare ffmpeg is taken twice: the whole file in one process, which yields
 no clips but is the floor, and one process a clip, as scripts do it. Prints a table, writes JSON.
 """
 
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -134,6 +136,8 @@ def main() -> None:
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not files:
         raise SystemExit(f"clips={folder}: no video there")
+    if hasattr(os, "sched_setaffinity"):  # children inherit it
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     settings = Shards(crf=int(keys.get("crf", 18)), preset=keys.get("preset", "fast"))
     window_s, turns = float(keys.get("window_s", 5)), int(keys.get("turns", 3))
     table = measure(files, settings, window_s, turns)
