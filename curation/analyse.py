@@ -21,10 +21,6 @@ from curation.sources import Source
 from recipes.load import UsageError
 from recipes.schema import Curation, Split
 
-import curation.basic  # isort: skip  (the scorers register themselves, in the order in which
-import curation.visual  # isort: skip  they run)
-import curation.motion  # isort: skip
-
 Rows = dict[str, list[dict]]
 
 SPLIT_VERSION = "1"

@@ -15,7 +15,7 @@ from curation import analyse, console, engine, shards, sources
 from curation.catalog import Catalog
 from curation.loose import cut_loose, loose
 from curation.media import cut_hash
-from curation.packing import _finished as is_finished
+from curation.packing import finished
 from curation.shards import Sample
 from curation.sources import Source
 from recipes.schema import Curation
@@ -64,7 +64,7 @@ def emit(catalog: Catalog, config: Curation) -> None:
 def write(plans: list[shards.ShardPlan], config: Curation, split: str) -> None:
     """Writes the shards that are not there yet: clips are cut by all workers, then packed."""
     for job in plans:
-        if is_finished(job):
+        if finished(job):
             continue
         aside = job.folder / CUTS
         aside.mkdir(exist_ok=True)
@@ -125,7 +125,9 @@ def kept(catalog: Catalog, config: Curation) -> list[Sample]:
     ids = "SELECT clip_id FROM decisions WHERE profile = ? AND kept"
     told: dict[str, list[dict]] = {}
     for row in catalog.query(
-        f"SELECT * FROM captions WHERE clip_id IN ({ids}) ORDER BY clip_id, rowid", [config.profile]
+        f"SELECT * FROM captions WHERE clip_id IN ({ids}) "
+        "ORDER BY clip_id, model IS NOT NULL, rowid",
+        [config.profile],
     ):
         told.setdefault(row.pop("clip_id"), []).append(row)
     scores: dict[str, dict] = {}

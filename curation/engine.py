@@ -20,6 +20,7 @@ from typing import Any
 
 from recipes.load import UsageError
 
+THREADED = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 SPAWN = multiprocessing.get_context("spawn")  # a fork would inherit locks of DuckDB and ONNX
 
 
@@ -68,6 +69,7 @@ def run(
     queue = iter(jobs)
     pool: list[_Worker] = []
     todo = workers or available_cores()
+    share = max(1, available_cores() // todo)
     waiting = next(queue, _END)
     try:
         while waiting is not _END or any(w.busy for w in pool):
@@ -76,7 +78,7 @@ def run(
                     _give(worker, waiting)
                     waiting = next(queue, _END)
             while waiting is not _END and len(pool) < todo:
-                worker = _hire(function, setup)
+                worker = _hire(function, setup, share)
                 pool.append(worker)
                 _give(worker, waiting)
                 waiting = next(queue, _END)
@@ -113,7 +115,9 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _hire(function, setup) -> _Worker:
+def _hire(function, setup, threads: int) -> _Worker:
+    for library in THREADED:  # each reads it once, as it is imported
+        os.environ[library] = str(threads)
     ours, theirs = SPAWN.Pipe()
     process = SPAWN.Process(target=_work, args=(function, theirs, setup), daemon=True)
     # Ctrl-C reaches the whole process group and is ours to handle; a worker inherits the block

@@ -87,11 +87,11 @@ def plan(samples: Iterable[Sample], folder: Path | str, settings: Shards) -> lis
     for number, some in enumerate(_batched(ordered, max(1, settings.samples))):
         what = [FORMAT, [cut_hash(s, settings) for s in some], [plain(s) for s in some]]
         jobs.append(ShardPlan(folder, number, some, settings, hashed(what)))
-    if all(_finished(job) for job in jobs):
+    if all(finished(job) for job in jobs):
         return jobs
     known = _encoded(folder)
     for job in jobs:
-        cuts = () if _finished(job) else [cut_hash(sample, settings) for sample in job.samples]
+        cuts = () if finished(job) else [cut_hash(sample, settings) for sample in job.samples]
         job.donors.update({cut: known[cut] for cut in cuts if cut in known})
     return jobs
 
@@ -120,7 +120,7 @@ def write_shard(job: ShardPlan, fetch: Fetch = nullcontext) -> Iterator[dict[str
         life. Rows count only once the generator is exhausted. A sample that can't be cut has a row
         with `status` failed and its reason.
     """
-    if done := _finished(job):
+    if done := finished(job):
         yield from rows(done[0])
         return
     # what stands there belongs to an older set, which stays whole until `finish`
@@ -196,7 +196,7 @@ def finish(folder: Path | str, jobs: Iterable[ShardPlan]) -> dict[str, Any]:
         RuntimeError: a shard has not been written.
     """
     folder, jobs = Path(folder), list(jobs)
-    found = {job.name: _finished(job) for job in jobs}
+    found = {job.name: finished(job) for job in jobs}
     if missing := [name for name, pair in found.items() if pair is None]:
         raise RuntimeError(f"{folder}: shard {missing[0]} has not been written; run it again")
     manifest, settled = folder / "manifest.json", set()
@@ -247,7 +247,7 @@ def _manifest(folder: Path, jobs: list[ShardPlan]) -> dict[str, Any]:
     }
 
 
-def _finished(job: ShardPlan) -> tuple[Path, Path | None] | None:
+def finished(job: ShardPlan) -> tuple[Path, Path | None] | None:
     """Index and tar of a shard that is done; no tar where every sample failed.
 
     The two are renamed one after the other, so a kill may leave them in different folders; then

@@ -114,7 +114,10 @@ def trial(
                 began, clips, frames = time.monotonic(), 0, 0
                 walk = video.frames(path, probe)
                 count = max(1, round((0.6 if warm else TRIAL_S) * probe.fps))
-                for item in split.clips(itertools.islice(walk, count), probe, config.split):
+                some = itertools.islice(walk, count)
+                for item in split.clips(
+                    some, probe, config.split, sample_fps=config.sample_fps, weights=config.weights
+                ):
                     frames += 1
                     if item is not None:
                         clips += 1

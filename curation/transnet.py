@@ -20,7 +20,7 @@ STEP = WINDOW - 2 * MARGIN
 class TransNetV2Detector(SceneDetector):
     """A frame whose transition probability rises above the threshold ends its shot.
 
-    Cuts come up to 75 frames late: the network looks at a hundred frames and judges the middle ones.
+    Cuts come up to 75 frames late: the network looks at a hundred frames, judges the middle ones.
     """
 
     def __init__(self, threshold: float = 0.5):

@@ -9,7 +9,7 @@ from typing import Any
 
 
 def key(default: Any, meaning: str, choices: tuple[str, ...] = ()) -> Any:
-    """One key of the tree: its default, what it means, and, for a string, the values it may take."""
+    """One key of the tree: its default, its meaning, and, for text, the values it may take."""
     metadata = {"help": meaning, "choices": choices}
     if isinstance(default, (list, dict)):
         return field(default_factory=default.copy, metadata=metadata)
@@ -75,7 +75,9 @@ class Select:
     min_short_side: float | None = key(None, "pixels, after the borders are cropped")
     max_aspect_ratio: float | None = key(None, "long side over short side")
     min_bits_per_pixel: float | None = key(None, "bits a pixel of the source's video stream")
-    max_border_area: float | None = key(None, "black borders, share of the frame (cropped, not kept)")
+    max_border_area: float | None = key(
+        None, "black borders, share of the frame (cropped, not kept)"
+    )
     min_luma_mean: float | None = key(None, "mean brightness, 0–1")
     max_luma_mean: float | None = key(None, "mean brightness, 0–1")
     max_overexposed: float | None = key(None, "share of pixels")
@@ -116,7 +118,8 @@ class Captions:
     column: str = key("caption", "the CSV's, or the dataset's, caption column")
     language: str | None = key(None, "language of the CSV's captions; null: told from the text")
     model: str | None = key(
-        None, "the captioning model of scorers=full: a folder or a hub name, any video- or image-text"
+        None,
+        "the captioning model of scorers=full: a folder or a hub name, any video- or image-text",
     )
     prompt: str | None = key(None, "the captioner's instruction; null: the built-in one")
     tokens: int = key(256, "most new tokens of a caption")
@@ -160,7 +163,9 @@ class Curation:
     out: str = key("data/curated", "the folder that catalog, report and shards are written to")
     profile: str = key("480p", "which set of thresholds selects", choices=PROFILES)
     scorers: str = key("light", "which set of scorers runs", choices=("light", "full"))
-    skip: list[str] = key([], "scorers left out, for instance text_area,nsfw; their columns are NULL")
+    skip: list[str] = key(
+        [], "scorers left out, for instance text_area,nsfw; their columns are NULL"
+    )
     steps: list[str] = key(list(STEPS), "which steps run", choices=STEPS)
     engine: str = key("local", "what runs the steps", choices=("local",))
     workers: int = key(0, "worker processes; 0: one a core")

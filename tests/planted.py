@@ -38,7 +38,7 @@ SPANS = (
     ("carphone_pristine.mp4", 0, 60),
     ("carphone_pristine.mp4", 60, 120),
     ("sintel-attack.mp4", 52, 94),
-    ("sintel-attack.mp4", 104, 136),
+    ("sintel-attack.mp4", 104, 135),
     ("sintel-desert.mp4", 10, 70),
 )
 BARS = {"sintel-attack.mp4": 0.128, "sintel-desert.mp4": 0.128}  # of the height, cut off each way

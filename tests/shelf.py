@@ -15,10 +15,10 @@ CHINESE = "一个红色的圆形向左移动，背景是“夜晚”"
 
 def made(folder: Path) -> dict[str, Path]:
     """Small files of every kind: short name → path."""
-    zoo.ffmpeg(*zoo.test_pattern("64x48", seconds=4), *zoo.X264, folder / "film 影.mp4")
-    zoo.ffmpeg(*zoo.test_pattern("65x49", seconds=4), "-c:v", "ffv1", folder / "odd.mkv")
+    zoo.ffmpeg(*zoo.moving("64x48", seconds=4), *zoo.X264, folder / "film 影.mp4")
+    zoo.ffmpeg(*zoo.moving("65x49", seconds=4), "-c:v", "ffv1", folder / "odd.mkv")
     ten = ["-c:v", "libx264", "-preset", "ultrafast", "-pix_fmt", "yuv420p10le"]
-    zoo.ffmpeg(*zoo.test_pattern("64x48", seconds=1), *ten, folder / "ten.mkv")
+    zoo.ffmpeg(*zoo.moving("64x48", seconds=1), *ten, folder / "ten.mkv")
     zoo.picture(folder / "picture.jpg")
     zoo.picture(folder / "picture.png")
     (folder / "broken.mp4").write_text("this is no video")

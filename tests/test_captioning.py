@@ -44,7 +44,7 @@ def shown(path, clips, fps=5.0, most=129) -> dict[str, tuple[np.ndarray, float]]
 def pattern(tmp_path_factory):
     """50 frames, 25 a second, each unlike the others; and all of them decoded."""
     path = tmp_path_factory.mktemp("pattern") / "x.mp4"
-    zoo.ffmpeg(*zoo.test_pattern(seconds=2), *zoo.X264, path)
+    zoo.ffmpeg(*zoo.moving(seconds=2), *zoo.X264, path)
     return path, [frame.picture.detail(frame.raw) for frame in walk(path)]
 
 

@@ -26,7 +26,7 @@ def raw(tmp_path_factory) -> Path:
         zoo.BROKEN[name](folder / name)
     long = folder / "deep" / "long.mp4"
     long.parent.mkdir()
-    zoo.ffmpeg(*zoo.test_pattern(seconds=12), *zoo.X264, long)
+    zoo.ffmpeg(*zoo.moving(seconds=12), *zoo.X264, long)
     return folder
 
 

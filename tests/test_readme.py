@@ -33,7 +33,9 @@ def runs() -> list[list[str]]:
 
 
 def test_readme_shows_the_commands_that_this_file_knows_how_to_check():
-    kinds = {" ".join(Path(word).name if "/" in word else word for word in c[:3]) for c in commands()}
+    kinds = {
+        " ".join(Path(word).name if "/" in word else word for word in c[:3]) for c in commands()
+    }
     known = ("python3 -m venv", "pip install", "python run.py", "python -m pytest")
     assert len(runs()) >= 5
     assert all(any(kind.startswith(name) for name in known) for kind in kinds), kinds

@@ -395,7 +395,7 @@ def patterns(value, path: str = "") -> set[str]:
         return set().union(*(patterns(one, f"{path}[]") for one in value))
     if not isinstance(value, dict):
         return {path}
-    if CLIP <= value.keys():  # a clip is described once
+    if value.keys() >= CLIP:  # a clip is described once
         rest = {k: v for k, v in value.items() if k not in CLIP | {"value"}}
         return {path} | set().union(set(), *(patterns(v, f"{path}.{k}") for k, v in rest.items()))
     names = {"scores": "<score>", "run.versions": "<package>"}

@@ -23,8 +23,7 @@ def scene(seed: int, n: int, drift: float = 1.0) -> list[np.ndarray]:
     tint = rng.integers(40, 215, 3)
     wide = (0.6 * wide + 0.4 * tint).astype(np.uint8)
     return [
-        np.ascontiguousarray(wide[:, int(drift * i) % W : int(drift * i) % W + W])
-        for i in range(n)
+        np.ascontiguousarray(wide[:, int(drift * i) % W : int(drift * i) % W + W]) for i in range(n)
     ]
 
 
@@ -40,9 +39,7 @@ def walk(frames, options=None, fps=25.0, **more):
     """The clips of rendered frames."""
     probe = Probe("", "", "", W, H, fps, 0, 0.0, 0, "1:1", False, 8, False, False, False)
     picture = Picture()
-    stream = (
-        video.Frame(i, i / fps, 100, frame, frame, picture) for i, frame in enumerate(frames)
-    )
+    stream = (video.Frame(i, i / fps, 100, frame, frame, picture) for i, frame in enumerate(frames))
     found = split.clips(stream, probe, options or Split(guard_frames=0), **more)
     return [item for item in found if item is not None]
 
@@ -107,7 +104,7 @@ def test_a_long_shot_is_windowed_without_a_gap_or_a_stump():
     found = spans(clips)
     assert found[0][0] == 0
     assert found[-1][1] == 260
-    assert all(a[1] == b[0] for a, b in zip(found, found[1:], strict=False))
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(found))
     assert all(b - a >= 13 for a, b in found)
     assert {b - a for a, b in found[:-1]} == {50}
 
@@ -118,7 +115,7 @@ def test_every_clip_has_samples_and_every_frame_of_its_span():
         n = span.end_frame - span.start_frame
         assert clip.gray.shape == (n, H, W)
         assert len(clip.rgb) == len(clip.native) == len(clip.samples) >= 1
-        assert 0 <= clip.samples.min() and clip.samples.max() < n
+        assert clip.samples.min() >= 0 and clip.samples.max() < n
         assert clip.bytes == 100 * n
         expected = cv2.cvtColor(frames[span.start_frame], cv2.COLOR_BGR2GRAY)
         assert np.array_equal(clip.gray[0], expected)

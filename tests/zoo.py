@@ -18,26 +18,25 @@ def ffmpeg(*arguments: str | Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_pattern(size: str = "320x180", rate: str = "25", seconds: float = 1.2) -> list[str]:
+def moving(size: str = "320x180", rate: str = "25", seconds: float = 1.2) -> list[str]:
     """Input arguments of a moving test picture."""
     return ["-f", "lavfi", "-i", f"testsrc2=size={size}:rate={rate}:duration={seconds}"]
 
 
-test_pattern.__test__ = False
 X264 = ["-c:v", "libx264", "-preset", "ultrafast", "-pix_fmt", "yuv420p"]
 
 
 def rotated(path: Path) -> None:
     """Phone video: stored lying, shown standing."""
     flat = path.with_name("flat-" + path.name)
-    ffmpeg(*test_pattern(), *X264, flat)
+    ffmpeg(*moving(), *X264, flat)
     ffmpeg("-display_rotation", "90", "-i", flat, "-c", "copy", path)
     flat.unlink()
 
 
 def truncated(path: Path) -> None:
     whole = path.with_name("whole-" + path.name)
-    ffmpeg(*test_pattern(seconds=3), *X264, whole)
+    ffmpeg(*moving(seconds=3), *X264, whole)
     path.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     whole.unlink()
 
@@ -45,7 +44,7 @@ def truncated(path: Path) -> None:
 def variable_rate(path: Path) -> None:
     """Every third frame of the second half is missing, and the time stamps say so."""
     drop = "select='lt(n,15)+mod(n,3)'"
-    ffmpeg(*test_pattern(), "-vf", drop, "-fps_mode", "vfr", *X264, path)
+    ffmpeg(*moving(), "-vf", drop, "-fps_mode", "vfr", *X264, path)
 
 
 def picture(path: Path) -> None:
@@ -62,27 +61,27 @@ SILENCE = ["-f", "lavfi", "-i", "anullsrc=r=44100:d=1"]
 
 # name → how to make it; the good ones can be read, the broken ones cost a row with an error
 GOOD: dict[str, Callable[[Path], None]] = {
-    "plain.mp4": made(*test_pattern(), *X264),
-    "quicktime.mov": made(*test_pattern(), *X264),
-    "old.avi": made(*test_pattern(), "-c:v", "mpeg4"),
-    "matroska.mkv": made(*test_pattern(), *X264),
-    "web.webm": made(*test_pattern(), "-c:v", "libvpx", "-deadline", "realtime"),
-    "theora.ogv": made(*test_pattern(), "-c:v", "libtheora"),
-    "mpeg.mpg": made(*test_pattern(), "-c:v", "mpeg2video"),
+    "plain.mp4": made(*moving(), *X264),
+    "quicktime.mov": made(*moving(), *X264),
+    "old.avi": made(*moving(), "-c:v", "mpeg4"),
+    "matroska.mkv": made(*moving(), *X264),
+    "web.webm": made(*moving(), "-c:v", "libvpx", "-deadline", "realtime"),
+    "theora.ogv": made(*moving(), "-c:v", "libtheora"),
+    "mpeg.mpg": made(*moving(), "-c:v", "mpeg2video"),
     "rotated.mp4": rotated,
     "variable rate.mkv": variable_rate,
-    "anamorphic.mp4": made(*test_pattern(), "-vf", "setsar=4/3", *X264),
+    "anamorphic.mp4": made(*moving(), "-vf", "setsar=4/3", *X264),
     "interlaced.mpg": made(
-        *test_pattern(rate="50"), "-vf", "interlace", "-c:v", "mpeg2video", "-flags", "+ildct+ilme"
+        *moving(rate="50"), "-vf", "interlace", "-c:v", "mpeg2video", "-flags", "+ildct+ilme"
     ),
     "ten-bit.mkv": made(
-        *test_pattern(), "-c:v", "libx264", "-preset", "ultrafast", "-pix_fmt", "yuv420p10le"
+        *moving(), "-c:v", "libx264", "-preset", "ultrafast", "-pix_fmt", "yuv420p10le"
     ),
-    "alpha.mov": made(*test_pattern(), "-pix_fmt", "argb", "-c:v", "qtrle"),
-    "odd.mkv": made(*test_pattern(size="321x181"), "-c:v", "ffv1"),
-    "with sound.mp4": made(*test_pattern(), *SILENCE, *X264, "-c:a", "aac"),
-    "中文 名字 (1).mp4": made(*test_pattern(), *X264),
-    "one-frame.mp4": made(*test_pattern(), "-frames:v", "1", *X264),
+    "alpha.mov": made(*moving(), "-pix_fmt", "argb", "-c:v", "qtrle"),
+    "odd.mkv": made(*moving(size="321x181"), "-c:v", "ffv1"),
+    "with sound.mp4": made(*moving(), *SILENCE, *X264, "-c:a", "aac"),
+    "中文 名字 (1).mp4": made(*moving(), *X264),
+    "one-frame.mp4": made(*moving(), "-frames:v", "1", *X264),
     "picture.jpg": picture,
     "picture.png": picture,
     "picture.webp": picture,

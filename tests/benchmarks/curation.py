@@ -3,8 +3,8 @@
     python tests/benchmarks/curation.py                 fetches its clips with apt-get source
     python tests/benchmarks/curation.py clips=FOLDER    where both clips already lie
 
-Four copies each of the Sintel trailer (720p, 24 fps) and of a motorway (540p, 60 fps), from Debian's
-source package libopenshot. Every measure is taken side by side, in turns, in one run; the median of
+Four copies each of the Sintel trailer (720p, 24 fps) and of a motorway (540p, 60 fps), from
+Debian's source package libopenshot. Every measure is taken side by side, in turns, in one run; the median of
 the ratios is what counts. Prints one table and writes JSON beside it (`out=`).
 """
 
@@ -20,6 +20,9 @@ from collections import defaultdict
 from pathlib import Path
 
 import imageio_ffmpeg
+
+# a script's own folder leads the path, and here it has a curation.py
+sys.path[:] = [one for one in sys.path if Path(one).resolve() != Path(__file__).resolve().parent]
 
 ROOT = Path(__file__).resolve().parents[2]
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
@@ -39,7 +42,9 @@ for path in sys.argv[1:]:
 
 def fetch(folder: Path) -> None:
     """The two clips out of the source package; needs apt with a deb-src line."""
-    subprocess.run(["apt-get", "source", "-qq", "--download-only", "libopenshot"], cwd=folder, check=True)
+    subprocess.run(
+        ["apt-get", "source", "-qq", "--download-only", "libopenshot"], cwd=folder, check=True
+    )
     with tarfile.open(next(folder.glob("libopenshot*.orig.tar.*"))) as tar:
         for member in tar:
             if Path(member.name).name in CLIPS:
@@ -171,7 +176,9 @@ def peak_memory(work: Path, source: Path) -> dict:
         folder = work / f"memory-{clips}"
         folder.mkdir()
         for i in range(clips // 5):
-            timed([FFMPEG, "-v", "error", "-i", film, "-t", "10", "-c", "copy", folder / f"{i}.mp4"])
+            timed(
+                [FFMPEG, "-v", "error", "-i", film, "-t", "10", "-c", "copy", folder / f"{i}.mp4"]
+            )
         command = [sys.executable, "curation/run.py", f"source={folder}", f"out={work / 'm'}"]
         keys = [*ANALYSE, *LIGHT, "split.window_s=2"]
         shutil.rmtree(work / "m", ignore_errors=True)
