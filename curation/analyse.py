@@ -13,7 +13,7 @@ from pathlib import Path
 
 import cv2
 
-from curation import sources, split, video
+from curation import basic, motion, sources, split, video, visual
 from curation.engine import one_line
 from curation.scorer import REGISTRY, Clip, Column, Scorer, score, scorer
 from curation.shards import bucket
@@ -22,6 +22,8 @@ from recipes.load import UsageError
 from recipes.schema import Curation, Split
 
 Rows = dict[str, list[dict]]
+
+MEASURES = (basic, visual, motion)  # imported, they have registered their scorers
 
 SPLIT_VERSION = "1"
 THUMBNAIL = 160  # pixels wide

@@ -57,6 +57,8 @@ def curate(config: Curation) -> int:
     for warning in (line for source in found for line in source.warnings):
         console.say(warning)
     with Catalog(Path(config.out), say=console.say) as catalog:
+        if not scoring:
+            catalog.query("SELECT count(*) FROM clips")  # there must be one to go on with
         run = catalog.start_run(asdict(config), versions())
         status = "failed"
         temporary = analyse.fetched(config)

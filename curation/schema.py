@@ -245,23 +245,3 @@ def score_tables(con: duckdb.DuckDBPyConnection) -> dict[str, str]:
             f"({', '.join(map(text, SCORES))}) AND column_name NOT IN ('clip_id', 'versions')"
         ).fetchall()
     )
-
-
-def document() -> str:
-    """The schema as Markdown: one heading and one table of columns a table."""
-    lines = []
-    for name, table in tables().items():
-        lines += [
-            f"### `{name}`",
-            "",
-            table.meaning,
-            "",
-            "| column | type | meaning |",
-            "|---|---|---|",
-        ]
-        for column, field in table.columns.items():
-            key = " (key)" if column in table.key else ""
-            meaning = field.meaning.replace("|", "\\|")
-            lines.append(f"| `{column}`{key} | {field.type} | {meaning} |")
-        lines.append("")
-    return "\n".join(lines)

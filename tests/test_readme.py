@@ -8,6 +8,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from curation import document
 from curation.schema import tables
 from recipes.load import load
 from recipes.schema import Curation
@@ -86,6 +87,18 @@ def test_readme_and_data_readme_name_every_table():
     for name in tables():
         assert f"`{name}`" in README
         assert name in (ROOT / "data" / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_generated_parts_of_data_readme_are_up_to_date():
+    text = document.README.read_text(encoding="utf-8")
+    assert text == document.written(text), "run python -m curation.document"
+    for name, table in tables().items():
+        assert f"`{name}`" in text
+        assert [column for column in table.columns if f"| `{column}`" not in text] in (
+            [],
+            ["versions"],
+            ["clip_id", "versions"],
+        )
 
 
 def test_every_link_leads_to_a_file():

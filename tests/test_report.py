@@ -173,7 +173,7 @@ def test_the_funnel_drops_what_the_decisions_say(made):
     assert left == facts["totals"]["kept"]
 
 
-def test_criteria_of_one_step_stand_together(made, tmp_path):
+def test_criteria_of_one_step_stand_together(made):
     catalog, _, _, _ = made
     every = {
         f.name: 0.5

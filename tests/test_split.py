@@ -115,7 +115,8 @@ def test_every_clip_has_samples_and_every_frame_of_its_span():
         n = span.end_frame - span.start_frame
         assert clip.gray.shape == (n, H, W)
         assert len(clip.rgb) == len(clip.native) == len(clip.samples) >= 1
-        assert clip.samples.min() >= 0 and clip.samples.max() < n
+        assert clip.samples.min() >= 0
+        assert clip.samples.max() < n
         assert clip.bytes == 100 * n
         expected = cv2.cvtColor(frames[span.start_frame], cv2.COLOR_BGR2GRAY)
         assert np.array_equal(clip.gray[0], expected)

@@ -2,10 +2,11 @@
 
     python tests/benchmarks/curation.py                 fetches its clips with apt-get source
     python tests/benchmarks/curation.py clips=FOLDER    where both clips already lie
+    python tests/benchmarks/curation.py only=speed turns=5 out=FILE
 
 Four copies each of the Sintel trailer (720p, 24 fps) and of a motorway (540p, 60 fps), from
-Debian's source package libopenshot. Every measure is taken side by side, in turns, in one run; the median of
-the ratios is what counts. Prints one table and writes JSON beside it (`out=`).
+Debian's source package libopenshot. Every measure is taken side by side, in turns, in one run; the
+median of the ratios is what counts. Prints one table and writes JSON.
 """
 
 import json
@@ -74,14 +75,14 @@ def decoded(files: list[Path]) -> float:
     return sum(timed([FFMPEG, "-v", "error", "-i", f, "-an", "-f", "null", "-"]) for f in files)
 
 
-def speed(work: Path, source: Path) -> dict:
+def speed(work: Path, source: Path, turns: int) -> dict:
     """Wall time of the run over bare decoding; start-up shown apart."""
     files = sorted(source.iterdir())
     still = work / "still"
     still.mkdir()
     timed([FFMPEG, "-v", "error", "-i", files[0], "-frames:v", "1", still / "one.png"])
     rows = defaultdict(list)
-    for _ in range(TURNS):
+    for _ in range(turns):
         rows["ffmpeg"].append(decoded(files))
         rows["start light"].append(curated(still, work / "out", *ANALYSE, *LIGHT))
         rows["light"].append(curated(source, work / "out", *ANALYSE, *LIGHT))
@@ -91,7 +92,7 @@ def speed(work: Path, source: Path) -> dict:
     ratio = lambda name, start: statistics.median(  # noqa: E731
         (a - s) / b for a, s, b in zip(rows[name], rows[start], rows["ffmpeg"], strict=True)
     )
-    zero = {"none": [0.0] * TURNS}
+    zero = {"none": [0.0] * turns}
     rows.update(zero)
     return {
         "ffmpeg -f null, s": statistics.median(rows["ffmpeg"]),
@@ -225,7 +226,7 @@ def main() -> None:
         parts = keys.get("only", "speed,shares,idle,memory").split(",")
         figures: dict[str, dict] = {}
         if "speed" in parts:
-            figures["speed"] = speed(work, source)
+            figures["speed"] = speed(work, source, int(keys.get("turns", TURNS)))
         if "shares" in parts:
             figures["share of one core's time"] = shares(source)
         if "idle" in parts:
