@@ -83,8 +83,8 @@ def quality(clip: Clip) -> dict:
     version="1",
     source="open_clip (Ilharco et al., 2021; Radford et al., 2021)",
     sets=("full",),
-    model=Column("", "what made the vector", "VARCHAR"),
-    vector=Column("", "unit length; compare by dot product", "FLOAT[]"),
+    model=Column("name", "what made the vector", "VARCHAR"),
+    vector=Column("float32", "unit length; compare by dot product", "FLOAT[]"),
 )
 def meaning(clip: Clip) -> dict:
     """The mean of the samples' image embeddings, each of unit length, scaled to unit length."""

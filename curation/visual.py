@@ -193,8 +193,8 @@ def blocks(clip: Clip) -> dict:
     version="1",
     source="own descriptor: low frequencies of the whitened DCT, over four parts of the clip",
     sets=("light",),
-    model=Column("", "what made the vector", "VARCHAR"),
-    vector=Column("", "unit length; compare by dot product", "FLOAT[]"),
+    model=Column("name", "what made the vector", "VARCHAR"),
+    vector=Column("float32", "unit length; compare by dot product", "FLOAT[]"),
 )
 def layout(clip: Clip) -> dict:
     """A descriptor for near-duplicates, not for meaning: where it is bright, how that changes over
