@@ -21,6 +21,7 @@ from curation.sources import Source
 from recipes.schema import Curation
 
 SPLITS = ("train", "val")
+CHUNK_S = 10.0  # seconds of video: short enough to keep all cores at work to the end
 CUTS = ".cuts"  # clips of the shard under way; a killed run's are used again
 KEPT = """
     SELECT c.*, v.name, v.uri, v.bytes AS file_bytes, v.mtime_ns, v.is_image,
@@ -33,20 +34,23 @@ KEPT = """
 def emit(catalog: Catalog, config: Curation) -> None:
     """Writes the shards of `config.profile` and their rows; what is finished is left alone."""
     samples = kept(catalog, config)
+    folders = {split: catalog.folder / "shards" / config.profile / split for split in SPLITS}
+    plans = {
+        split: shards.plan([s for s in samples if s.split == split], folder, config.shards)
+        for split, folder in folders.items()
+    }
+    for round_ in itertools.zip_longest(*plans.values()):
+        write([job for job in round_ if job and not finished(job)], config)
     rows = []
-    for split in SPLITS:
-        folder = catalog.folder / "shards" / config.profile / split
-        some = [sample for sample in samples if sample.split == split]
-        plans = shards.plan(some, folder, config.shards)
-        write(plans, config, split)
-        manifest = shards.finish(folder, plans)
+    for split, folder in folders.items():
+        manifest = shards.finish(folder, plans[split])
         for lost in manifest["left_out"]:
             console.say(f"{lost['clip_id']} is not in the shards: {lost['reason']}")
         rows += [
             {
                 "profile": config.profile,
                 "split": split,
-                "shard": f"{Path(row['shard']).name}",
+                "shard": row["shard"],
                 "clip_id": row["clip_id"],
                 "key": row["key"],
                 "bytes": row["bytes"],
@@ -61,44 +65,53 @@ def emit(catalog: Catalog, config: Curation) -> None:
         catalog.replace("shards", config.profile, rows)
 
 
-def write(plans: list[shards.ShardPlan], config: Curation, split: str) -> None:
-    """Writes the shards that are not there yet: clips are cut by all workers, then packed."""
-    for job in plans:
-        if finished(job):
-            continue
+def write(jobs: list[shards.ShardPlan], config: Curation) -> None:
+    """Writes some shards: all workers cut their clips aside, then each is packed."""
+    cuts = []
+    for job in jobs:
         aside = job.folder / CUTS
         aside.mkdir(exist_ok=True)
         there = loose(aside)
+        known = job.donors | there.clips
         todo = [
             one
             for one in job.samples
-            if cut_hash(one, config.shards) not in job.donors | there.clips
-            and one.clip_id not in there.failed
+            if cut_hash(one, config.shards) not in known and one.clip_id not in there.failed
         ]
-        cuts = [
-            Cut(tuple(some), aside, config)
-            for _, some in itertools.groupby(todo, key=lambda sample: sample.source_path)
-        ]
-        died = {}
-        with console.bars() as bars:
-            task = bars.add_task(split, total=len(todo), unit="clips", note=f"shard {job.name}")
-            for event in engine.run(
-                cut,
-                cuts,
-                workers=config.workers,
-                timeout_s=config.timeout_s,
-                setup=analyse.prepare,
-            ):
-                if event.value:
-                    bars.advance(task)
-                if event.error:
-                    died |= {one.clip_id: event.error for one in event.job.samples}
+        cuts += [Cut(some, aside, config) for some in chunks(todo)]
+    died = {}
+    with console.bars() as bars:
+        total = sum(len(one.samples) for one in cuts)
+        name = f"shard {jobs[0].name}" if jobs else ""
+        task = bars.add_task("cutting", total=total, unit="clips", note=name)
+        for event in engine.run(
+            cut, cuts, workers=config.workers, timeout_s=config.timeout_s, setup=analyse.prepare
+        ):
+            if event.value:
+                bars.advance(task)
+            if event.error:
+                died |= {one.clip_id: event.error for one in event.job.samples}
+    for job in jobs:
+        aside = job.folder / CUTS
         there = loose(aside)
-        died = {key: why for key, why in died.items() if key not in there.ids}
-        ready = replace(job, donors=job.donors | there.clips, broken=died | there.failed)
+        lost = {key: why for key, why in died.items() if key not in there.ids}
+        ready = replace(job, donors=job.donors | there.clips, broken=lost | there.failed)
         for _ in shards.write_shard(ready):
             pass
         shutil.rmtree(aside)
+
+
+def chunks(samples: list[Sample]) -> Iterator[tuple[Sample, ...]]:
+    """Neighbouring clips of one file, about CHUNK_S together: a worker's share."""
+    for _, group in itertools.groupby(samples, key=lambda sample: sample.source_path):
+        some: list[Sample] = []
+        for one in group:
+            some.append(one)
+            if sum(s.end_s - s.start_s for s in some) >= CHUNK_S:
+                yield tuple(some)
+                some = []
+        if some:
+            yield tuple(some)
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def curate(config: Curation) -> int:
             plan.show(plan.estimate(sources.find(elsewhere), elsewhere))
         return 0
     scorers = analyse.chosen(config)
-    if config.scorers == "full":
+    if scoring and any("light" not in one.sets for one in scorers):
         semantics.check(config.weights)  # before hours are spent
     found = sources.find(config) if scoring else []
     for warning in (line for source in found for line in source.warnings):

@@ -148,7 +148,7 @@ class Shards:
     samples: int = key(1000, "samples a shard")
     size: str = key("source", "pixels of the clips", choices=("source", "bucket"))
     crf: int = key(18, "x264's constant rate factor")
-    preset: str = key("fast", "x264's preset")
+    preset: str = key("veryfast", "x264's preset")
 
 
 @dataclass
