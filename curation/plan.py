@@ -19,8 +19,8 @@ from recipes.schema import Curation
 
 TRIAL_FILES = 3
 TRIAL_S = 4.0
-# x264 at crf 18, preset fast, over the bundled samples; text and grain take more, cartoons less
-SHARD_BITS_PER_PIXEL = 0.12
+# x264 at crf 18, preset veryfast, over the bundled samples; grain takes more, cartoons less
+SHARD_BITS_PER_PIXEL = 0.10
 CATALOG_BYTES_PER_CLIP = 12_000  # mostly thumbnail and embedding
 
 

@@ -70,6 +70,7 @@ def ours(samples: list[shards.Sample], settings: Shards, folder: Path) -> int:
 def transcode(path: Path, out: Path, settings: Shards, *where: str) -> int:
     command = [FFMPEG, "-v", "error", "-y", "-threads", "1", *where, "-i", path, "-an"]
     command += ["-c:v", "libx264", "-crf", settings.crf, "-preset", settings.preset]
+    command += ["-x264-params", "cpu-independent=1"]  # what the same bytes everywhere cost
     command += ["-pix_fmt", "yuv420p", "-threads", "1", "-movflags", "+faststart", out]
     subprocess.run([str(part) for part in command], check=True)
     return out.stat().st_size
@@ -138,7 +139,7 @@ def main() -> None:
         raise SystemExit(f"clips={folder}: no video there")
     if hasattr(os, "sched_setaffinity"):  # children inherit it
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    settings = Shards(crf=int(keys.get("crf", 18)), preset=keys.get("preset", "fast"))
+    settings = Shards(crf=int(keys.get("crf", 18)), preset=keys.get("preset", Shards().preset))
     window_s, turns = float(keys.get("window_s", 5)), int(keys.get("turns", 3))
     table = measure(files, settings, window_s, turns)
     print(f"{len(files)} files, {table['clips']} clips, {table['frames']} frames; × whole files:")
