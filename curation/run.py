@@ -68,10 +68,9 @@ def curate(config: Curation) -> int:
             if scoring:
                 score(catalog, found, scorers, config)
                 refresh_captions(catalog, found)
-            if "select" in config.steps:
-                selection.select(catalog, config)
+            funnel = selection.select(catalog, config) if "select" in config.steps else None
             if "caption" in config.steps and captioning.describe(catalog, config):
-                selection.select(catalog, config)  # now those have captions
+                funnel = selection.select(catalog, config)  # now those have captions
             if "shards" in config.steps:
                 emit.emit(catalog, config)
             catalog.flush()
@@ -83,7 +82,7 @@ def curate(config: Curation) -> int:
             shutil.rmtree(temporary, ignore_errors=True)
             catalog.finish_run(run, status)
         if "report" in config.steps:
-            report.write(catalog, config, selection.select(catalog, config))
+            report.write(catalog, config, funnel or selection.select(catalog, config))
         return close(catalog, config, time.monotonic() - began)
 
 

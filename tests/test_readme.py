@@ -37,9 +37,22 @@ def test_readme_shows_the_commands_that_this_file_knows_how_to_check():
     kinds = {
         " ".join(Path(word).name if "/" in word else word for word in c[:3]) for c in commands()
     }
-    known = ("python3 -m venv", "pip install", "python run.py", "python -m pytest")
+    known = (
+        "python3 -m venv",
+        "pip install",
+        "python run.py",
+        "python -m pytest",
+        "python curation.py",
+    )
     assert len(runs()) >= 5
     assert all(any(kind.startswith(name) for name in known) for kind in kinds), kinds
+
+
+def test_every_script_that_readme_runs_or_names_exists():
+    scripts = {word for words in commands() for word in words if word.endswith(".py")}
+    scripts |= set(re.findall(r"`(tests/\S+\.py)`", README))
+    assert len(scripts) >= 4
+    assert [script for script in scripts if not (ROOT / script).exists()] == []
 
 
 @pytest.mark.parametrize("arguments", runs(), ids=" ".join)
