@@ -9,11 +9,9 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
     ProgressColumn,
     TextColumn,
-    TimeRemainingColumn,
 )
 from rich.table import Table
 from rich.text import Text
@@ -27,15 +25,33 @@ def say(line: str) -> None:
     err.print(line, markup=False, soft_wrap=True)
 
 
-class _Rate(ProgressColumn):
-    """Finished units a second, or a minute where they are slow."""
+class _Count(ProgressColumn):
+    """How many are finished; a file that is under way counts in part, and shows when it is done."""
 
     def render(self, task) -> Text:
-        speed = task.finished_speed or task.speed
-        if not speed:
+        return Text(
+            f"{int(task.completed + 1e-6)}/{'?' if task.total is None else int(task.total)}"
+        )
+
+
+class _Rate(ProgressColumn):
+    """Units a second, or a minute where they are slow, since the start: files come in bursts."""
+
+    def render(self, task) -> Text:
+        if not task.completed or not task.elapsed:
             return Text("–")
-        unit = task.fields["unit"]
+        speed, unit = task.completed / task.elapsed, task.fields["unit"]
         return Text(f"{speed:.1f} {unit}/s" if speed >= 1 else f"{speed * 60:.1f} {unit}/min")
+
+
+class _Left(ProgressColumn):
+    """Time left, at the rate so far."""
+
+    def render(self, task) -> Text:
+        if not task.completed or not task.elapsed or task.total is None:
+            return Text("")
+        left = task.elapsed * (task.total - task.completed) / task.completed
+        return Text(f"{hours(left)} left")
 
 
 @contextmanager
@@ -44,10 +60,10 @@ def bars() -> Iterator[Progress]:
     progress = Progress(
         TextColumn("{task.description:<8}"),
         BarColumn(bar_width=None),
-        MofNCompleteColumn(),
+        _Count(),
         _Rate(),
+        _Left(),
         TextColumn("{task.fields[note]}"),
-        TimeRemainingColumn(),
         console=err,
         disable=not err.is_terminal,
         transient=True,

@@ -92,7 +92,7 @@ def score(catalog: Catalog, found: list[Source], scorers: list[Scorer], config: 
     if not jobs:
         return
     batch: list[analyse.Rows] = []
-    last = time.monotonic()
+    last, done = time.monotonic(), 0
     with console.bars() as bars:
         files = bars.add_task("files", total=len(jobs), unit="files", note="")
         clips = bars.add_task("clips", total=None, unit="clips", note="")
@@ -108,14 +108,15 @@ def score(catalog: Catalog, found: list[Source], scorers: list[Scorer], config: 
             if isinstance(event.value, analyse.Progress):
                 of = event.value.of_s
                 walked[job.source.name] = min(1.0, event.value.done_s / of) if of else 0.0
-                bars.update(files, note=f"+{sum(walked.values()):.1f} under way")
+                bars.update(files, completed=done + sum(walked.values()))
                 continue
             if event.value is not None:
                 batch.append(event.value)
                 bars.advance(clips, len(event.value.get("clips", ())))
             if event.done:
                 walked.pop(job.source.name, None)
-                bars.advance(files)
+                done += 1
+                bars.update(files, completed=done + sum(walked.values()))
                 if event.error:
                     row = analyse.lost_row(job.source, event.error)
                     batch.append({"videos": [row]})
