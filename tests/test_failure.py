@@ -85,7 +85,7 @@ def test_ctrl_c_ends_with_130_and_the_next_run_continues(raw, finished, tmp_path
     keys = (f"source={raw}", f"out={tmp_path}", *TINY)
     run = started(*keys)
     until(tmp_path / "catalog.lock")
-    time.sleep(2)
+    time.sleep(0.5)  # the workers are starting
     os.killpg(run.pid, signal.SIGINT)
     _, err = run.communicate(timeout=60)
     assert run.returncode == 130

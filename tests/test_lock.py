@@ -86,12 +86,13 @@ from curation.catalog import Catalog
 from recipes.load import UsageError
 from tests import rows
 rows.use()
+batch = rows.batch("b")  # before, since who is nobody may not see the environment's packages
 if os.getuid() == 0:  # root may write anywhere
     os.setgroups([]), os.setgid(65534), os.setuid(65534)
 catalog = Catalog(sys.argv[1])
 print(len(catalog.query("FROM clips")))
 try:
-    catalog.write(rows.batch("b"))
+    catalog.write(batch)
 except UsageError as error:
     print(error)
 """
