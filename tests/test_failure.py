@@ -1,5 +1,6 @@
 """One bad file costs one row; a run killed at any moment continues; a mistake is one line."""
 
+import contextlib
 import os
 import random
 import shutil
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 
 import duckdb
+import psutil
 import pytest
 
 from tests import zoo
@@ -93,6 +95,42 @@ def test_ctrl_c_ends_with_130_and_the_next_run_continues(raw, finished, tmp_path
     assert curate(*keys).returncode == 0
     assert tables(tmp_path) == tables(finished)
     assert shards(tmp_path) == shards(finished)
+
+
+@pytest.mark.parametrize(
+    ("blow", "says"),
+    [(signal.SIGKILL, "the worker died: SIGKILL"), (signal.SIGSTOP, "silent for 12 s")],
+    ids=["a worker that dies", "a worker that hangs"],
+)
+def test_a_crash_or_a_hang_costs_one_file_its_row_and_the_run_goes_on(blow, says, tmp_path):
+    """What a decoder does to its process when it crashes or hangs is done to it from outside."""
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    zoo.ffmpeg(*zoo.moving(seconds=400), "-g", "250", *zoo.X264, source / "a long film.mp4")
+    zoo.GOOD["plain.mp4"](source / "z.mp4")
+    keys = (f"source={source}", f"out={out}", *TINY, "workers=1", "timeout_s=12")
+    run = started(*keys)
+    until(out / "catalog.lock")
+    worker = reading(run.pid, "a long film.mp4")
+    worker.send_signal(blow)
+    _, err = run.communicate(timeout=120)
+    assert run.returncode == 0, err
+    rows = dict(query(out, "SELECT name, coalesce(error, status) FROM videos"))
+    assert rows["z.mp4"] == "ok"
+    assert rows["a long film.mp4"].startswith(says)
+    assert query(out, "SELECT count(*) FROM clips") == [(1,)]
+
+
+def reading(parent: int, name: str) -> psutil.Process:
+    """The worker of a run that has a file open."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for child in psutil.Process(parent).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if any(name in one.path for one in child.open_files()):
+                    return child
+        time.sleep(0.02)
+    raise AssertionError(f"nobody reads {name}")
 
 
 def test_a_new_file_is_picked_up_and_the_others_are_not_touched(raw, tmp_path):
