@@ -48,6 +48,16 @@ class Progress:
     of_s: float
 
 
+def in_order() -> list[Scorer]:
+    """All scorers as they run: borders first, since others look inside them; the tier last, since
+    it judges what the others found. Whoever imported a module first changes nothing."""
+    steps = ("basic", "visual", "embeddings", "motion", "thumbnails")
+    return sorted(
+        REGISTRY.values(),
+        key=lambda one: (steps.index(one.step), one.name != "border", one.name == "tier", one.name),
+    )
+
+
 def chosen(config: Curation) -> list[Scorer]:
     """The scorers that a configuration's set and steps name, in the order in which they run."""
     steps = {"embeddings", "thumbnails", *config.steps}
@@ -56,7 +66,7 @@ def chosen(config: Curation) -> list[Scorer]:
         raise UsageError(f"skip={unknown.pop()}: no such scorer; there are {names}")
     return [
         one
-        for one in REGISTRY.values()
+        for one in in_order()
         if config.scorers in one.sets and one.step in steps and one.name not in config.skip
     ]
 

@@ -6,9 +6,8 @@ python -m curation.document
 import re
 from pathlib import Path
 
-import curation.analyse  # noqa: F401  the scorers register themselves
 from curation import schema
-from curation.scorer import REGISTRY
+from curation.analyse import in_order
 
 README = Path(__file__).parents[1] / "data" / "README.md"
 STEPS = ("basic", "visual", "motion")
@@ -46,7 +45,7 @@ def scores() -> str:
             "| column | type | unit | meaning | scorer |",
             "|---|---|---|---|---|",
         ]
-        for one in REGISTRY.values():
+        for one in in_order():
             for name, column in one.columns.items():
                 if one.step == step:
                     full = "" if "light" in one.sets else ", `scorers=full`"
@@ -61,7 +60,7 @@ def scores() -> str:
                     )
         lines.append("")
     lines += ["| scorer | where it comes from |", "|---|---|"]
-    for one in REGISTRY.values():
+    for one in in_order():
         if one.step != "thumbnails":
             lines.append(f"| {one.name} | {one.source} |")
     return "\n".join(lines)

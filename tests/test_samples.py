@@ -29,7 +29,9 @@ def flow(name: str, first: int = 0, last: int | None = None) -> np.ndarray:
     """Every fourth frame's optical flow to its next, inside the letterbox: [k, h, w, 2] pixels."""
     frames = gray(name)[first:last, 24:156]
     dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
-    return np.stack([dis.calc(a, b, None) for a, b in zip(frames[:-1:4], frames[1::4])])  # noqa: B905
+    return np.stack(
+        [dis.calc(a, b, None) for a, b in zip(frames[:-1:4], frames[1::4], strict=False)]
+    )
 
 
 def captions(name: str) -> list[dict]:

@@ -36,6 +36,13 @@ def test_borders_are_found_before_anything_looks_inside_them():
     assert names.index("tier") > names.index("speed")
 
 
+def test_the_order_of_imports_changes_nothing(monkeypatch):
+    names = [one.name for one in analyse.in_order()]
+    upside_down = dict(reversed(scorer.REGISTRY.items()))
+    monkeypatch.setattr(analyse, "REGISTRY", upside_down)
+    assert [one.name for one in analyse.in_order()] == names
+
+
 def test_every_scorer_says_where_it_comes_from_and_in_what_unit():
     for one in scorer.REGISTRY.values():
         assert one.source

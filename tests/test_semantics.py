@@ -16,22 +16,7 @@ from curation.scorer import REGISTRY, score
 from recipes.load import UsageError
 from recipes.schema import Weights
 from tests.planted import clip_of, real_clips
-
-SIZE = 24  # of the small model's embedding
-CONFIG = {
-    "model_cfg": {
-        "embed_dim": SIZE,
-        "vision_cfg": {
-            "image_size": 32,
-            "layers": 2,
-            "width": 32,
-            "head_width": 16,
-            "patch_size": 8,
-        },
-        "text_cfg": {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1},
-    },
-    "preprocess_cfg": {"mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28]},
-}
+from tests.tiny_clip import CONFIG, SIZE
 
 
 @pytest.fixture(scope="module")

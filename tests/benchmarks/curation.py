@@ -89,11 +89,12 @@ def speed(work: Path, source: Path, turns: int) -> dict:
         rows["start all"].append(curated(still, work / "out", *ANALYSE))
         rows["all"].append(curated(source, work / "out", *ANALYSE))
         rows["pyscenedetect"].append(timed([sys.executable, "-c", DETECT, *files]))
-    ratio = lambda name, start: statistics.median(  # noqa: E731
-        (a - s) / b for a, s, b in zip(rows[name], rows[start], rows["ffmpeg"], strict=True)
-    )
-    zero = {"none": [0.0] * turns}
-    rows.update(zero)
+
+    def ratio(name: str, start: str) -> float:
+        turn = zip(rows[name], rows[start], rows["ffmpeg"], strict=True)
+        return statistics.median((ours - begun) / bare for ours, begun, bare in turn)
+
+    rows["none"] = [0.0] * turns
     return {
         "ffmpeg -f null, s": statistics.median(rows["ffmpeg"]),
         "start-up, s": statistics.median(rows["start light"]),
