@@ -1,0 +1,157 @@
+"""Attention of the DiT: one function with selectable kernels, and Wan's two attention layers.
+
+Shapes: B batch, N tokens, M tokens attended to, A heads, D head dim, C = A·D width.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from model.norm import HeadNorm
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, backend: str | None = None) -> Tensor:
+    """softmax(q·kᵀ / √D)·v over all tokens: q [B, N, A, D], k and v [B, M, A, D] → [B, N, A, D].
+
+    backend: `sdpa` (default), PyTorch's own choice; `cudnn`, PyTorch's cuDNN kernel, the fastest
+    without another package on Hopper; `flash2`, `flash3`, the packages flash-attn and
+    flash-attn-3; `flash`, the newer of these two that is installed. ValueError for another name,
+    a package that is missing, or a dtype that the kernel does not take; nothing falls back.
+    """
+    kernel = BACKENDS.get(backend or "sdpa")
+    if kernel is None:
+        raise ValueError(f"attention backend {backend!r} is none of {', '.join(BACKENDS)}")
+    return kernel(q, k, v)
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    if q.device.type == "cpu":  # its kernel is a tenth faster so, more than the copy costs
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+
+def _cudnn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    _half_only("cudnn", q)
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        return _sdpa(q, k, v)
+
+
+def _flash2(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    _half_only("flash2", q)
+    try:
+        from flash_attn import flash_attn_func
+    except ImportError:
+        raise ValueError(
+            "attention backend flash2: no flash_attn here; pip install flash-attn, or take sdpa"
+        ) from None
+    return flash_attn_func(q, k, v)
+
+
+def _flash3(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    _half_only("flash3", q)
+    try:
+        from flash_attn_interface import flash_attn_func
+    except ImportError:
+        raise ValueError(
+            "attention backend flash3: no flash_attn_interface here; build flash-attention/hopper, "
+            "or take sdpa"
+        ) from None
+    out = flash_attn_func(q, k, v)
+    return out[0] if isinstance(out, tuple) else out  # the first releases give (out, lse)
+
+
+def _flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    try:
+        import flash_attn_interface  # noqa: F401
+    except ImportError:
+        return _flash2(q, k, v)
+    return _flash3(q, k, v)
+
+
+def _half_only(backend: str, q: Tensor) -> None:
+    if q.dtype not in (torch.bfloat16, torch.float16):
+        raise ValueError(f"attention backend {backend} takes bfloat16 or float16, not {q.dtype}")
+
+
+BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "sdpa": _sdpa,
+    "cudnn": _cudnn,
+    "flash": _flash,
+    "flash2": _flash2,
+    "flash3": _flash3,
+}
+
+
+class Context:
+    """Where the tokens of a sequence lie: here, all on one device.
+
+    To spread them over processes (context parallelism), subclass it and set `dit.context`: the
+    blocks see only this process's tokens and are not changed. Per-token layers need nothing else;
+    self-attention asks `attention`. Parameters' gradients then hold this process's tokens' share:
+    where every process computes the same loss on the gathered output, they sum to the whole.
+    """
+
+    def __init__(self, backend: str | None = None) -> None:
+        self.backend = backend
+
+    def shard(self, x: Tensor) -> Tensor:
+        """[·, N, …] of the whole sequence → this process's tokens. Embedded patches and rotary
+        table pass here; the gradient of a token that is not here is zero."""
+        return x
+
+    def gather(self, x: Tensor) -> Tensor:
+        """The inverse, at the very end: every process gets all tokens, in order. The gradient of
+        this process's tokens is the slice of what comes back, not the sum over processes."""
+        return x
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q, k, v [B, n, A, D] of this process's tokens, attending to those of all."""
+        return attention(q, k, v, self.backend)
+
+
+class SelfAttention(nn.Module):
+    """Full attention over all tokens; q and k are RMS-normed over the whole width, then turned."""
+
+    def __init__(self, width: int, num_heads: int, eps: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q = nn.Linear(width, width)
+        self.k = nn.Linear(width, width)
+        self.v = nn.Linear(width, width)
+        self.o = nn.Linear(width, width)
+        self.norm_q = HeadNorm(width, num_heads, eps)
+        self.norm_k = HeadNorm(width, num_heads, eps)
+
+    def forward(self, x: Tensor, rope: Tensor, context: Context) -> Tensor:
+        q = self.norm_q(self.q(x), rope)
+        k = self.norm_k(self.k(x), rope)
+        v = self.v(x).unflatten(2, (self.num_heads, -1))
+        return self.o(context.attention(q, k, v).flatten(2))
+
+
+class CrossAttention(SelfAttention):
+    """Attention to the text and, where the model has an image branch, to the image beside it.
+
+    The two results are added, so text and image do not compete in one softmax.
+    """
+
+    def __init__(self, width: int, num_heads: int, eps: float, has_image: bool) -> None:
+        super().__init__(width, num_heads, eps)
+        if has_image:
+            self.k_img = nn.Linear(width, width)
+            self.v_img = nn.Linear(width, width)
+            self.norm_k_img = HeadNorm(width, num_heads, eps)
+
+    def forward(self, x: Tensor, text: Tensor, image: Tensor | None, context: Context) -> Tensor:
+        heads = (self.num_heads, -1)
+        q = self.norm_q(self.q(x))
+        k, v = self.norm_k(self.k(text)), self.v(text).unflatten(2, heads)
+        out = attention(q, k, v, context.backend)
+        if image is not None:
+            k, v = self.norm_k_img(self.k_img(image)), self.v_img(image).unflatten(2, heads)
+            out = out + attention(q, k, v, context.backend)
+        return self.o(out.flatten(2))

@@ -1,0 +1,22 @@
+"""Constructor keywords of the public models, and of small ones that a CPU trains.
+
+The small ones have head dim 128 like all Wan models, so that attention, rotary positions and
+checkpoint formats are those of the large ones; they read a small text encoder of width 64.
+"""
+
+from typing import Any
+
+WIDE = {"width": 5120, "ffn_width": 13824, "num_heads": 40, "num_layers": 40}
+SMALL = {"width": 256, "ffn_width": 1024, "num_heads": 2, "num_layers": 4, "text_width": 64}
+IMAGE = {"in_channels": 36, "image_width": 1280}  # 16 latent + 4 mask + 16 condition; CLIP ViT-H/14
+BOTH_ENDS = IMAGE | {"image_positions": 514}  # 2 · 257 tokens
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "1.3b": {"width": 1536, "ffn_width": 8960, "num_heads": 12, "num_layers": 30},
+    "14b": WIDE,
+    "i2v-14b": WIDE | IMAGE,
+    "flf2v-14b": WIDE | BOTH_ENDS,
+    "tiny": SMALL,
+    "i2v-tiny": SMALL | IMAGE,
+    "flf2v-tiny": SMALL | BOTH_ENDS,
+}
