@@ -105,11 +105,11 @@ def convolve(
     Returns:
         [B, C', (T + zeros − taps) // stride + 1, …].
     """
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or torch.is_grad_enabled():
         x = F.pad(x, (0, 0, 0, 0, zeros, 0)) if zeros else x
         return F.conv3d(x, weight, bias, stride=(stride, 1, 1), padding=(0, *padding))
-    # On a CPU a sum of 2-D convolutions, one a tap, is faster: nothing is multiplied by the zeros,
-    # and few or small frames do not fall onto PyTorch's slow 3-D path.
+    # To sample on a CPU a sum of 2-D convolutions, one a tap, is faster: nothing is multiplied by
+    # the zeros, and few or small frames do not fall onto PyTorch's slow 3-D path.
     taps = weight.shape[2]
     frames = (x.shape[2] + zeros - taps) // stride + 1
     y = convolve_pictures(

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.attention import Context, CrossAttention, SelfAttention
-from model.norm import HeadNorm, layer_norm, modulated
+from model.norm import HeadNorm, layer_norm, modulated, no_autocast
 from model.presets import PRESETS
 from model.recompute import Recompute
 from model.rope import POSITIONS, rope_table
@@ -240,7 +240,7 @@ class WanDiT(nn.Module):
         powers = torch.arange(half, dtype=torch.float64, device=timestep.device) / -half
         angles = torch.outer(timestep.double(), 10_000.0**powers)
         waves = torch.cat((angles.cos(), angles.sin()), dim=1).float()
-        with torch.autocast(timestep.device.type, enabled=False):
+        with no_autocast(timestep.device):
             x = F.silu(_linear32(waves, self.time_embedding[0]))
             time = _linear32(x, self.time_embedding[2])
             modulation = _linear32(F.silu(time), self.time_projection[1])

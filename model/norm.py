@@ -5,12 +5,21 @@ All arithmetic is float32 whatever the dtype of the input, which the result has 
 Shapes: B batch, N tokens, A heads, D head dim, C = A·D width.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from model.rope import rotate
+
+
+def no_autocast(device: torch.device) -> AbstractContextManager:
+    """Within it products keep the dtype of their operands, whatever autocast says outside."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()  # meta, where shapes alone are asked for
 
 
 def layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
@@ -76,7 +85,7 @@ class _NormedHeads(torch.autograd.Function):
         width = x.shape[-1]
         turned = _times_back(grad.float(), factor)  # d loss / d (x · weight) · rms, times 1 / rms
         product = turned * wide
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x.device):
             along = (product @ scale).unsqueeze(-1)
         grad_weight = product.sum((0, 1)).to(weight.dtype)
         grad_x = turned.mul_(scale).addcmul_(wide, along * inverse.square().div_(width), value=-1)

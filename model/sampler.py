@@ -13,7 +13,7 @@ B batch, T frames = 4k + 1, L latent frames = k + 1, H × W pixels, D width.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -100,9 +100,10 @@ class Settings:
         shift = known.shift
         if "shift" not in card.layout.trained_on:
             shift = public(card.config, size).shift  # i2v's goes by the size
+        if given.get("task") == "text-to-image":
+            given = {"frames": 1} | given
         names = ("width", "height", "frames", "steps", "guidance", "negative")
-        settings = cls(**{name: getattr(known, name) for name in names} | {"shift": shift} | given)
-        return replace(settings, frames=1) if settings.task == "text-to-image" else settings
+        return cls(**{name: getattr(known, name) for name in names} | {"shift": shift} | given)
 
     def check(self, card: Card) -> None:
         """Refuses what can't be sampled.
@@ -152,6 +153,8 @@ class Settings:
             )
         if self.strength > 1:
             raise TaskError(f"strength={self.strength:g}: at most 1, where nothing stays")
+        if self.task == "text-to-image" and self.frames != 1:
+            raise TaskError(f"task={self.task}: is one frame, not frames={self.frames}")
         if self.frames == 1 and TASKS[self.task].conditioned:
             raise TaskError(f"task={self.task}: frames=1 leaves nothing to sample")
 

@@ -174,14 +174,14 @@ class WanVAE(nn.Module):
 
         Args:
             frames: the video cut along time anywhere, [B, 3, any, 8h, 8w] each.
-            chunk: frames encoded at once, after the first; a multiple of 4.
+            chunk: frames encoded at once, after the first, which goes alone; a multiple of 4.
             tile: side of the squares, in pixels, that are encoded one by one and blended; a
                 multiple of 8. None takes pictures whole.
             overlap: of neighbouring tiles, in pixels, at most half a tile.
             pad: repeat the last frame where the length is not 1 + 4k.
 
         Yields:
-            Posteriors over chunk / 4 latent frames, the first over one more.
+            Posteriors over the first frame's latent frame, then over chunk / 4 each.
 
         Raises:
             ValueError: a video of another shape (its length is known only at its end).
@@ -209,11 +209,11 @@ class WanVAE(nn.Module):
 
         Args:
             latents: cut along time anywhere, [B, C, any, h, w] each, not normalised.
-            chunk: latent frames decoded at once, after the first.
+            chunk: latent frames decoded at once, after the first, which goes alone.
             tile, overlap: as in `encode_stream`, in pixels.
 
         Yields:
-            Frames [B, 3, 4 · chunk, 8h, 8w] in −1 … 1, one more the first time.
+            Frames [B, 3, 1, 8h, 8w] in −1 … 1, then 4 · chunk each.
         """
         if chunk < 1:
             raise ValueError(f"chunk must be at least one latent frame, not {chunk}")
@@ -300,7 +300,7 @@ def stream(
 
 
 def rechunked(parts: Iterable[Tensor], size: int) -> Iterator[tuple[bool, Tensor]]:
-    """Cuts a stream along time into a first piece of 1 + size, then size each; the last is shorter.
+    """Cuts a stream along time: one frame, then pieces of `size`; the last may be shorter.
 
     Yields:
         (whether it is the first, the piece).
@@ -308,9 +308,9 @@ def rechunked(parts: Iterable[Tensor], size: int) -> Iterator[tuple[bool, Tensor
     first, held = True, None
     for part in parts:
         held = part if held is None else torch.cat([held, part], dim=2)
-        while held.shape[2] >= size + first:
-            yield first, held[:, :, : size + first]
-            held = held[:, :, size + first :]
+        while held.shape[2] >= (wanted := 1 if first else size):
+            yield first, held[:, :, :wanted]
+            held = held[:, :, wanted:]
             first = False
     if held is not None and held.shape[2]:
         yield first, held

@@ -47,7 +47,8 @@ def test_overlap_brings_tiles_closer_to_the_whole_and_hides_their_seams() -> Non
         frames = vae.decode(whole)
         latents, shown = [], []
         for overlap in (0, 32):
-            latents += [part.mean for part in vae.encode_stream([video], tile=64, overlap=overlap)]
+            parts = [part.mean for part in vae.encode_stream([video], tile=64, overlap=overlap)]
+            latents.append(torch.cat(parts, dim=2))
             parts = list(vae.decode_stream([whole], tile=64, overlap=overlap))
             shown.append(torch.cat(parts, dim=2))
 
