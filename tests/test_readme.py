@@ -5,15 +5,20 @@ import shlex
 import shutil
 from pathlib import Path
 
+import av
 import duckdb
 import pytest
 
 from curation import document
 from curation.schema import tables
+from eval import sample
+from recipes.export import Export
 from recipes.load import load
+from recipes.sample import Sample
 from recipes.schema import Curation
-from tests import zoo
+from tests import pipelines, zoo
 from tests.running import ROOT, curate
+from training import export
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -28,9 +33,9 @@ def commands() -> list[list[str]]:
     return [shlex.split(part) for line in lines for part in line.split("&&")]
 
 
-def runs() -> list[list[str]]:
-    """The arguments of every run of curation that README shows."""
-    return [words[2:] for words in commands() if words[1:2] == ["curation/run.py"]]
+def runs(script: str = "curation/run.py") -> list[list[str]]:
+    """The arguments of every run of a script that README shows."""
+    return [words[2:] for words in commands() if words[1:2] == [script]]
 
 
 def test_readme_shows_the_commands_that_this_file_knows_how_to_check():
@@ -41,6 +46,8 @@ def test_readme_shows_the_commands_that_this_file_knows_how_to_check():
         "python3 -m venv",
         "pip install",
         "python run.py",
+        "python sample.py",
+        "python export.py",
         "python -m pytest",
         "python curation.py",
     )
@@ -62,31 +69,82 @@ def test_each_command_parses(arguments):
     load(Curation, [word for word in arguments if word not in flags])
 
 
-@pytest.fixture(scope="session")
+def first() -> list[str]:
+    """The arguments of README's first command."""
+    (words,) = [words for words in runs() if words == ["profile=tiny"]]
+    return words
+
+
+@pytest.fixture(scope="module")
 def curated(tmp_path_factory) -> Path:
-    """README's first command, into a folder of the test's own."""
-    out = tmp_path_factory.mktemp("curated")
-    (first,) = [words for words in runs() if words == ["profile=tiny"]]
-    done = curate(*first, f"out={out}")
+    """README's first command on two of the bundled samples, into a folder of the test's own."""
+    two, out = tmp_path_factory.mktemp("two"), tmp_path_factory.mktemp("curated")
+    for name in ("sintel-alley", "sintel-desert"):
+        for path in (ROOT / "data" / "samples").glob(f"{name}.*"):
+            shutil.copy(path, two)
+    done = curate(*first(), f"source={two}", f"out={out}")
     assert done.returncode == 0, done.stderr
     assert "report.html" in done.stdout
     return out
 
 
-@pytest.mark.parametrize("arguments", [r for r in runs() if r != ["profile=tiny"]], ids=" ".join)
+@pytest.mark.slow
+def test_the_first_command_prints_what_readme_shows(tmp_path):
+    done = curate(*first(), f"out={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    (shown,) = re.findall(r"```\n(Curated\n.*?)```", README, flags=re.DOTALL)
+
+    def told(text: str) -> list[str]:
+        """Without the time that it took; where things lie, as README's command has it."""
+        text = text.replace(str(tmp_path), "data/curated")
+        return [line.rstrip() for line in text.splitlines() if not line.startswith(" took")]
+
+    assert told(done.stdout) == told(shown)
+
+
+@pytest.mark.parametrize("arguments", [r for r in runs() if r != first()], ids=" ".join)
 def test_each_command_runs_end_to_end_at_its_smallest_size(arguments, curated, tmp_path):
     videos, out = tmp_path / "videos", tmp_path / "out"
     videos.mkdir()
     zoo.GOOD["plain.mp4"](videos / "a video.mp4")
     if not any(word.startswith("source=") for word in arguments):
         shutil.copytree(curated, out)  # the command goes on with what the first one made
-    small = {"source=~/videos": f"source={videos}", "synthetic.count=4": "synthetic.count=2"}
+    small = {"source=~/videos": f"source={videos}", "synthetic.count=4": "synthetic.count=1"}
     words = [small.get(word, word) for word in arguments if not word.startswith("out=")]
     done = curate(*words, f"out={out}")
     assert done.returncode == 0, done.stderr
     assert done.stdout
     if "plan=true" in words:
         assert not out.exists()
+
+
+@pytest.mark.parametrize("arguments", runs("eval/sample.py"), ids=" ".join)
+def test_each_sample_is_made(arguments, tmp_path, capsys):
+    (out,) = [word for word in arguments if word.startswith("out=")]
+    path = tmp_path / out.removeprefix("out=")
+    words = [f"out={path}" if word == out else word for word in arguments]
+    words = [word.replace("=data/", f"={ROOT}/data/") for word in words]
+    assert sample.sample(load(Sample, words)) == 0
+    with av.open(str(path)) as container:
+        assert sum(1 for _ in container.decode(video=0)) >= 9
+    assert path.with_suffix(".json").is_file()
+    told = re.sub(r"took +\S+ s", "took    1.6 s", capsys.readouterr().out)
+    shown = re.findall(r"```\n(Sampled\n.*?)```", README, flags=re.DOTALL)
+    if path.name in shown[0]:
+        assert told.replace(f"{tmp_path}/", "") == shown[0]
+
+
+def test_the_export_command_runs_on_a_small_official_folder(tmp_path):
+    (arguments,) = runs("training/export.py")
+    source = pipelines.official(pipelines.text_to_video(tmp_path), tmp_path / "source")
+    words = [
+        {"source": f"source={source}", "target": f"target={tmp_path / 'out'}"}.get(
+            word.partition("=")[0], word
+        )
+        for word in arguments
+    ]
+    export.export(load(Export, words))
+    assert (tmp_path / "out" / "model_index.json").is_file()
 
 
 @pytest.mark.parametrize("sql", blocks("sql"), ids=lambda sql: sql.splitlines()[0])
