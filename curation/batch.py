@@ -8,6 +8,7 @@ import functools
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import duckdb
@@ -83,8 +84,20 @@ def arrow(name: str, rows: list[dict], all_columns: bool = True) -> pa.Table:
 
 @functools.cache
 def _arrow_type(duckdb_type: str) -> pa.DataType:
-    with duckdb.connect() as con:
-        return con.sql(f"SELECT NULL::{duckdb_type} AS x").to_arrow_table().schema.field(0).type
+    with interruptible():
+        empty = duckdb.sql(f"SELECT NULL::{duckdb_type} AS x").to_arrow_table()
+    return empty.schema.field(0).type
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C during a query, which DuckDB turns into an error of its own, is Ctrl-C again."""
+    try:
+        yield
+    except RuntimeError as error:
+        if str(error) == "Query interrupted":
+            raise KeyboardInterrupt from None
+        raise
 
 
 def put(con: duckdb.DuckDBPyConnection, kind: str, batch: Batch) -> None:

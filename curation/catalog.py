@@ -12,7 +12,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -240,13 +240,11 @@ class Catalog:
         for left in (new, Path(f"{new}.wal"), Path(f"{self.file}.wal")):
             left.unlink(missing_ok=True)
         con = duckdb.connect(str(new))
-        try:
+        with batch.interruptible(), closing(con):
             con.begin()
             migrate(con)
             con.commit()
             con.execute("CHECKPOINT")  # closing would do it, and keep a full disk to itself
-        finally:
-            con.close()
         new.rename(self.file)
         self._migrated = True
 
@@ -268,8 +266,9 @@ class Catalog:
                     said = True
                 time.sleep(POLL_S)
         try:
-            self._check(con)
-            yield con
+            with batch.interruptible():
+                self._check(con)
+                yield con
         except duckdb.Error as error:
             if "Corrupt database" in str(error):
                 raise self._unusable(error) from None

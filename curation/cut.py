@@ -102,7 +102,8 @@ def _pass(path, probe, spans, encoding, max_pixels, jumps=True):
     todo = sorted(spans, key=lambda item: (item[1].start_s, item[0]))
     active: list[tuple[int, Clip]] = []
     tone = Tone()
-    near = min(1e-4, 0.05 / probe.fps)  # stamps survive rounding to a tenth of a millisecond
+    # stamps survive rounding to a tenth of a millisecond, and no two frames are so near
+    near = min(1e-4, video.STEP_BACK / 2 / probe.fps)
     with _Reader(path, probe, max_pixels, jumps) as reader:
         beat = time.monotonic()
         while todo or active:
@@ -182,7 +183,7 @@ class _Reader:
                 self.first = stamp
             time_s = stamp - self.first
             if last is not None and (time_s <= last or not math.isfinite(time_s)):
-                time_s = last + 0.001 / self.probe.fps
+                time_s = last + video.STEP_BACK / self.probe.fps
             self.now = last = time_s
             yield time_s, frame.raw
 

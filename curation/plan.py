@@ -104,7 +104,7 @@ def trial(
     """
     analyse.prepare()
     scorers = analyse.chosen(config)
-    paces, lengths, stills = [], [], []
+    took_s, pixels, lengths, stills = 0.0, 0, [], []
     step = max(1, len(videos) // TRIAL_FILES)
     images = [source for source in readable if source not in videos][:1]
     for source in [*videos[::step][:TRIAL_FILES], *images]:
@@ -126,10 +126,11 @@ def trial(
         if probe.is_image:
             stills.append(took)
         else:
-            paces.append(took / (frames * probe.width * probe.height))
+            took_s += took
+            pixels += frames * probe.width * probe.height
             lengths.append(min(config.split.window_s, TRIAL_S / max(1, clips)))
     return (
-        statistics.fmean(paces) if paces else 0.0,
+        took_s / pixels if pixels else 0.0,
         statistics.fmean(lengths) if lengths else 1.0,
         statistics.fmean(stills) if stills else 0.0,
     )

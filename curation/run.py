@@ -261,7 +261,8 @@ def close(catalog: Catalog, config: Curation, took_s: float) -> int:
         ("catalog", str(catalog.file)),
     ]
     if shards["samples"]:
-        written = f"{shards['samples']} samples in {shards['shards']} shards"
+        ending = "s" if shards["shards"] != 1 else ""
+        written = f"{shards['samples']} samples in {shards['shards']} shard{ending}"
         where = catalog.folder / "shards" / config.profile
         rows.append(("shards", f"{where} ({written}, {console.size(shards['bytes'])})"))
     if "report" in config.steps:

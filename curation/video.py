@@ -26,6 +26,7 @@ DETAIL = 640  # long side of the sampled RGB frames
 NATIVE = (1080, 1920)  # largest part of a frame that is looked at in source pixels
 MAX_PIXELS = 7680 * 4320
 STILL_SUFFIXES = {".avif", ".heic", ".heif"}  # images in a video container
+STEP_BACK = 0.1  # of a frame: how far after the last one a frame is whose stamp goes back
 BROKEN_PACKETS = 200  # in a row, without a frame between them: the rest is not video
 
 
@@ -314,7 +315,7 @@ def frames(
                 first = stamp
             time_s = stamp - first
             if last is not None and (time_s <= last or not math.isfinite(time_s)):
-                time_s = last + 0.001 / probe.fps
+                time_s = last + STEP_BACK / probe.fps
             last = time_s
             yield Frame(index, time_s, frame.bytes, picture.small(frame.raw), frame.raw, picture)
             if probe.is_image:

@@ -1,13 +1,15 @@
 """The catalog loses nothing, holds nothing twice, and lets others read."""
 
 import os
+import signal
+import threading
 from pathlib import Path
 
 import duckdb
 import numpy as np
 import pytest
 
-from curation import schema, scorer
+from curation import batch, schema, scorer
 from curation.catalog import Catalog
 from curation.scorer import Column
 from recipes.load import UsageError
@@ -217,6 +219,23 @@ def test_a_new_scorer_gets_its_column_in_a_catalog_that_exists(tmp_path, monkeyp
             "noise": 0.5,
             "versions": {"grain": "1", "visual_light": "1"},
         }
+
+
+def test_ctrl_c_during_a_query_is_ctrl_c(tmp_path):
+    many = "range(12000)"  # for a second; DuckDB does not always look up before the end
+    with Catalog(tmp_path) as catalog:
+        catalog.write(rows.batch("a"))
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt):
+            catalog.query(f"SELECT sum(hash(a.range + b.range)) FROM {many} a, {many} b")
+        assert len(catalog.query("FROM videos")) == 1
+
+
+def test_duckdb_s_word_for_ctrl_c_is_ctrl_c_and_no_other_error_is():
+    with pytest.raises(KeyboardInterrupt), batch.interruptible():
+        raise RuntimeError("Query interrupted")
+    with pytest.raises(RuntimeError, match="full"), batch.interruptible():
+        raise RuntimeError("full")
 
 
 def spoiled(kind: str, file: Path) -> None:

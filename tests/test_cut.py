@@ -3,6 +3,7 @@
 import itertools
 import math
 import subprocess
+from dataclasses import replace
 
 import av
 import decord
@@ -177,6 +178,22 @@ def test_another_number_of_frames_than_the_catalog_counted_is_an_error(films, tm
     assert isinstance(found, VideoError)
     assert str(found) == "has 10 frames where the catalog counted 11"
     assert not (tmp_path / "clip.mp4").exists()
+
+
+def test_frames_whose_stamps_go_back_are_cut_as_the_pass_counted_them(films, tmp_path, monkeypatch):
+    path, _ = films["one-key-frame.mp4"]
+    whole = video.decoded
+
+    def exchanged(*arguments):  # as FFmpeg gives some old AVIs with B-frames
+        for number, frame in enumerate(whole(*arguments)):
+            step = {3: 1, 4: -1}.get(number % 10, 0)
+            yield replace(frame, time_s=frame.time_s + step / 25)
+
+    monkeypatch.setattr(video, "decoded", exchanged)
+    times = [frame.time_s for frame in video.frames(path, video.probe(path))]
+    for a, b in [(0, 14), (14, 33), (33, 34), (34, 64)]:
+        cut.cut(path, times[a], times[b], tmp_path / "clip.mp4", preset="ultrafast")
+        assert numbers(read(tmp_path / "clip.mp4")[0]) == list(range(a, b))
 
 
 def test_spans_may_overlap_and_lie_outside(films, tmp_path):

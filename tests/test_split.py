@@ -152,7 +152,7 @@ def test_transnetv2_gives_the_scenes_that_its_package_gives():
 
     detector = transnet.TransNetV2Detector()
     path = "data/samples/sintel-attack.mp4"
-    small = [f.small for f in itertools.islice(video.frames(path, video.probe(path)), 130)]
+    small = [f.small for f in itertools.islice(video.frames(path, video.probe(path)), 100)]
     times = [FrameTimecode(i, 24.0) for i in range(len(small))]
     cuts = [c for t, f in zip(times, small, strict=True) for c in detector.process_frame(t, f)]
     cuts += detector.post_process(times[-1])
@@ -164,10 +164,39 @@ def test_transnetv2_gives_the_scenes_that_its_package_gives():
     assert len(cuts) >= 1
 
 
-def test_a_late_detector_s_cuts_are_exact_across_windows():
-    frames = scene(1, 40) + scene(2, 50)
-    options = Split(detector="transnetv2", guard_frames=0, window_s=1.0)
-    assert spans(walk(frames, options)) == [(0, 25), (25, 40), (40, 65), (65, 90)]
+def test_transnetv2_cuts_clips():
+    frames = scene(1, 28) + scene(2, 22)
+    options = Split(detector="transnetv2", guard_frames=0)
+    assert spans(walk(frames, options)) == [(0, 28), (28, 50)]
+
+
+class Late(AdaptiveDetector):
+    """Tells its cuts as late as TransNetV2 may."""
+
+    event_buffer_length = transnet.WINDOW - transnet.MARGIN
+
+    def __init__(self):
+        super().__init__(min_scene_len=1)
+        self.told: list[tuple[int, FrameTimecode]] = []
+
+    def process_frame(self, timecode, frame_img):
+        now = timecode.frame_num
+        late = now + self.event_buffer_length - 2
+        self.told += [(late, cut) for cut in super().process_frame(timecode, frame_img)]
+        due = [cut for when, cut in self.told if when <= now]
+        self.told = [(when, cut) for when, cut in self.told if when > now]
+        return due
+
+    def post_process(self, timecode):
+        return [cut for _, cut in self.told] + super().post_process(timecode)
+
+
+def test_a_late_detector_s_cuts_are_exact_across_windows(monkeypatch):
+    monkeypatch.setattr(split, "_hard_cuts", lambda options: Late())
+    frames = scene(1, 90) + scene(2, 130) + scene(3, 40)
+    options = Split(guard_frames=0, window_s=1.0)
+    edges = [0, 25, 50, 75, 90, 115, 140, 165, 190, 220, 245, 260]
+    assert spans(walk(frames, options)) == list(itertools.pairwise(edges))
 
 
 def test_a_pan_and_a_moving_object_are_not_cuts():
