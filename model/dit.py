@@ -112,7 +112,7 @@ class PatchEmbedding(nn.Module):
         batch, channels, *sizes = x.shape
         patch = self.weight.shape[2:]
         (t, h, w), (p, q, r) = (s // p for s, p in zip(sizes, patch, strict=True)), patch
-        x = x.view(batch, channels, t, p, h, q, w, r).permute(0, 2, 4, 6, 1, 3, 5, 7)
+        x = x.reshape(batch, channels, t, p, h, q, w, r).permute(0, 2, 4, 6, 1, 3, 5, 7)
         return F.linear(x.reshape(batch, t * h * w, -1), self.weight.flatten(1), self.bias)
 
 
@@ -222,7 +222,7 @@ class WanDiT(nn.Module):
         x = latents if condition is None else torch.cat((latents, condition.to(latents)), dim=1)
         grid = self._grid(x)
         x = self.patch_embedding(x.to(dtype))
-        time, modulation = self._time(timestep)
+        time, modulation = self.embed_time(timestep)
         text = self.text_embedding(text.to(dtype))
         image = None if image is None else self.img_emb(image.to(dtype))
         head_dim = self.config["width"] // self.config["num_heads"]
@@ -233,7 +233,7 @@ class WanDiT(nn.Module):
         x = self.context.gather(self.head(x, time))
         return self._unpatch(x, grid).to(latents.dtype)
 
-    def _time(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
+    def embed_time(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
         """timestep [B] → its embedding [B, C] and every block's modulation [B, 6, C], float32."""
         half = self.config["time_width"] // 2
         # sines of up to 1000 radians: float64, as the public code has it

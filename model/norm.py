@@ -105,6 +105,7 @@ def _times(x: Tensor, factor: Tensor, num_heads: int) -> Tensor:
 def _times_back(grad: Tensor, factor: Tensor) -> Tensor:
     """The adjoint: grad [B, A, N, D] · conjugate factor → [B, N, C]."""
     batch, heads, tokens, dim = grad.shape
+    grad = grad if grad.stride(-1) == 1 else grad.contiguous()  # that of a sum is one number
     out = grad.new_empty(batch, tokens, heads, dim)
     factor = factor.conj().resolve_conj() if factor.is_complex() else factor
     _multiply(grad, factor.unsqueeze(1), out.transpose(1, 2))

@@ -153,7 +153,7 @@ class StepRun:
         self.place = {sigma: i for i, sigma in enumerate(sigmas)}
         self.fit = RESCALE[cache.rescale][cache.indicator] if cache.rescale else (1.0, 0.0)
         with torch.no_grad():
-            seen = dit._time(torch.tensor(timesteps, dtype=torch.float32, device=device))
+            seen = dit.embed_time(torch.tensor(timesteps, dtype=torch.float32, device=device))
         seen = seen[INDICATORS.index(cache.indicator)].flatten(1).double().cpu()
         self.indicators = dict(zip(sigmas, seen, strict=True))
         self.branches: dict[str, _Branch] = {}

@@ -37,7 +37,7 @@ class Known:
         self.ran += 1
         return tokens + self.residual(tokens, told, time)
 
-    def _time(self, timestep):
+    def embed_time(self, timestep):
         angles = timestep.double()[:, None] / 1000 * torch.arange(1.0, 5.0, dtype=torch.float64)
         time = torch.cat([2 + angles.cos(), angles.sin()], 1)
         return time, torch.stack([time * i for i in range(1, 7)], 1)
@@ -116,7 +116,7 @@ def test_steps_are_chosen_by_teacaches_rule(threshold, rescale, indicator):
     cache = StepCache(threshold, indicator, rescale, first=2, last=1)
     sigmas = flow.sigmas(40, 5.0)
     fit = np.poly1d(RESCALE[rescale][indicator] if rescale else [1, 0])
-    seen = dit._time(torch.tensor([flow.timestep(one, True) for one in sigmas[:-1]]))
+    seen = dit.embed_time(torch.tensor([flow.timestep(one, True) for one in sigmas[:-1]]))
     seen = seen[indicator == "modulation"].numpy()
     expected, drift = [], 0.0
     for i in range(40):
@@ -363,8 +363,8 @@ def test_nothing_in_a_cached_run_waits_for_the_device():
     texts = [Conditioning(torch.empty(1, 5, 3, device="meta")) for _ in "ab"]
 
     class Meta(Known):
-        def _time(self, timestep):  # read once, before the run
-            return super()._time(torch.tensor([flow.timestep(one, True) for one in SIGMAS[:-1]]))
+        def embed_time(self, timestep):  # read once, before the run
+            return super().embed_time(torch.tensor([flow.timestep(one, True) for one in SIGMAS[:-1]]))
 
     velocity = guidance(Meta(curved), *texts, sigmas=SIGMAS)
     noise = torch.empty(2, *SHAPE, device="meta", dtype=torch.float64)

@@ -3,31 +3,24 @@
     python tests/benchmarks/vae.py                    all that this machine can
     python tests/benchmarks/vae.py only=decode turns=5 out=FILE
 
-Times are medians, and the ratio is the median of the pairs' ratios; peaks are of a fresh process
-each, over what it held before the call. Rows: encode, decode (full width, 17 × 96 × 96, float32),
-train (a step of a width-16 model, batch 4, 9 × 64 × 64), stream (peak while decoding one, two and
-four times the length), and with CUDA gpu (decode of 81 × 480 × 832 in bfloat16).
+Rows: encode, decode (full width, 17 × 96 × 96, float32), train (a step of a width-16 model, batch
+4, 9 × 64 × 64), stream (peak while decoding one, two and four times the length), and with CUDA gpu
+(decode of 81 × 480 × 832 in bfloat16). How it is measured: tests/benchmarks/pairs.py.
 """
 
 import json
-import multiprocessing
 import os
-import resource
-import statistics
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 # a script's own folder leads the path, and here it has a curation.py
-sys.path[:] = [one for one in sys.path if Path(one).resolve() != Path(__file__).resolve().parent]
+HERE, ROOT = Path(__file__).resolve().parent, Path(__file__).resolve().parents[2]
+sys.path[:] = [str(ROOT), *(one for one in sys.path if Path(one).resolve() != HERE)]
 
 from model.vae import WanVAE  # noqa: E402
-
-SIDES = ("ours", "diffusers")
-Work = Callable[[], object]
+from tests.benchmarks.pairs import Work, compare, peak, shown  # noqa: E402
 
 
 def drawn(width: int) -> WanVAE:
@@ -115,43 +108,7 @@ def no_grad(work: Work) -> Work:
     return torch.no_grad()(work)
 
 
-def peak(make: Callable[..., Work], *arguments: object) -> float:
-    """MiB that one call takes at its height over what its process held before; on CUDA, there."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(measured, (make, arguments, torch.get_num_threads()))
-
-
-def measured(make: Callable[..., Work], arguments: tuple, threads: int) -> float:
-    torch.set_num_threads(threads)
-    work = make(*arguments)
-    if make is gpu:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        work()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    before = pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-    work()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10 - before
-
-
-def pairs(make: Callable[[str], Work], turns: int) -> dict[str, float]:
-    """Both sides in turns; the order within a turn alternates."""
-    works = {side: make(side) for side in SIDES}
-    seconds: dict[str, list[float]] = {side: [] for side in SIDES}
-    for work in works.values():
-        work()  # warm
-    for turn in range(turns):
-        for side in SIDES if turn % 2 == 0 else SIDES[::-1]:
-            began = time.perf_counter()
-            works[side]()
-            seconds[side].append(time.perf_counter() - began)
-    ratios = [a / b for a, b in zip(*seconds.values(), strict=True)]
-    figures = {f"{side}_s": statistics.median(times) for side, times in seconds.items()}
-    return figures | {"time_ratio": statistics.median(ratios), "turns": turns}
-
-
-def figures(turns: int, only: set[str]) -> dict[str, dict]:
+def figures(only: set[str], turns: int = 5) -> dict[str, dict]:
     """Everything asked for, as name → numbers; prints each as it comes."""
     found: dict[str, dict] = {}
     targets = {"encode": "≤ 0.9", "decode": "≤ 0.9", "train": "≤ 0.6", "gpu": "≤ 0.6, peak ≤ 0.7"}
@@ -161,40 +118,28 @@ def figures(turns: int, only: set[str]) -> dict[str, dict]:
     elif "gpu" in only:
         print("gpu: no CUDA device here")
     for name, make in rows.items():
-        if name not in only:
-            continue
-        row = pairs(make, turns)
-        for side in SIDES:
-            row[f"{side}_peak_mib"] = peak(make, side)
-        row["peak_ratio"] = row["ours_peak_mib"] / row["diffusers_peak_mib"]
-        found[name] = row
-        print(
-            f"{name:8} {row['ours_s']:7.2f} s, diffusers {row['diffusers_s']:7.2f} s: "
-            f"{row['time_ratio']:.2f} ({targets[name]}); peak {row['ours_peak_mib']:.0f} MiB, "
-            f"{row['diffusers_peak_mib']:.0f} MiB: {row['peak_ratio']:.2f}",
-            flush=True,
-        )
+        if name in only:
+            found[f"vae {name}"] = shown(f"vae {name}", compare(make, turns=turns), targets[name])
     if "stream" in only:
         peaks = {str(length): peak(stream, length) for length in (8, 16, 32)}
         growth = max(peaks.values()) / min(peaks.values()) - 1
-        found["stream"] = {"peak_mib_by_latent_frames": peaks, "growth": growth}
-        shown = ", ".join(f"{length}: {mib:.0f} MiB" for length, mib in peaks.items())
-        print(f"stream   peak by latent frames {shown}: + {100 * growth:.1f} % (≤ 5 %)")
+        found["vae stream"] = {"peak_mib_by_latent_frames": peaks, "growth": growth}
+        listed = ", ".join(f"{length}: {mib:.0f} MiB" for length, mib in peaks.items())
+        print(f"vae stream   peak by latent frames {listed}: + {100 * growth:.1f} % (≤ 5 %)")
     return found
+
+
+ROWS = {"encode", "decode", "train", "stream", "gpu"}
 
 
 def main() -> None:
     keys = dict(argument.split("=", 1) for argument in sys.argv[1:])
-    known = {"encode", "decode", "train", "stream", "gpu"}
-    only = set(keys["only"].split(",")) if "only" in keys else known - {"gpu"}
-    if torch.cuda.is_available() and "only" not in keys:
-        only.add("gpu")
-    if wrong := only - known:
-        sys.exit(f"only={','.join(sorted(wrong))}: there is {', '.join(sorted(known))}")
+    only = set(keys["only"].split(",")) if "only" in keys else ROWS
+    if wrong := only - ROWS:
+        sys.exit(f"only={','.join(sorted(wrong))}: there is {', '.join(sorted(ROWS))}")
     torch.set_num_threads(int(keys.get("threads", os.cpu_count() or 1)))
-    found = figures(int(keys.get("turns", 3)), only)
-    if "out" in keys:
-        Path(keys["out"]).write_text(json.dumps(found, indent=1))
+    found = figures(only, int(keys.get("turns", 5)))
+    Path(keys.get("out", "benchmark-vae.json")).write_text(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":
