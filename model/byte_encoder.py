@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from model.pretrained import fill, open_model, placed, read_config
+from model.prompt import TextFeatures, checked, padded, report_cut
 from model.tensors import CheckpointError, entry
-from model.text import TextFeatures, checked, padded, report_cut
 from model.writer import write_json, write_weights
 
 BEGIN = 256  # the token before every prompt, so that the empty one has a feature; bytes are 0–255

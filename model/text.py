@@ -3,34 +3,18 @@
 Two kinds: umT5-XXL (model/umt5.py), which the public weights were trained with, and a small
 byte-level encoder of ours (model/byte_encoder.py) for machines without those weights.
 `load_text_encoder` tells them apart by what lies there.
-
-B batch, N tokens, D width of the features.
 """
 
-import html
-import logging
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import ftfy
 import torch
-from torch import Tensor
 
+from model.byte_encoder import is_byte_encoder, load_byte_encoder
+from model.prompt import TextFeatures
 from model.tensors import CheckpointError
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TextFeatures:
-    """Prompts as the DiT takes them."""
-
-    features: Tensor  # [B, length, D], zero beyond each prompt's tokens
-    lengths: Tensor  # [B] int64, on the features' device: tokens of each prompt, never 0
-    truncated: tuple[bool, ...]  # which prompts were cut
+from model.umt5 import load_umt5
 
 
 class TextEncoder(Protocol):
@@ -47,49 +31,6 @@ class TextEncoder(Protocol):
             TypeError: not a sequence of str. ValueError: no prompt at all.
         """
         ...
-
-
-def clean(prompt: str) -> str:
-    """A prompt as the public pipeline hands it to its tokenizer.
-
-    Broken Unicode is mended (ftfy), HTML entities are resolved twice (captions from the web are
-    often escaped twice), and every run of white space becomes one space.
-    Source: Wan 2.1 `wan/modules/tokenizers.py`; diffusers' `prompt_clean`.
-    """
-    text = html.unescape(html.unescape(ftfy.fix_text(prompt)))
-    return re.sub(r"\s+", " ", text).strip()
-
-
-def checked(prompts: Sequence[str]) -> list[str]:
-    """The prompts, cleaned.
-
-    Raises:
-        TypeError: not a sequence of str. ValueError: no prompt at all.
-    """
-    if isinstance(prompts, str) or not all(isinstance(one, str) for one in prompts):
-        raise TypeError("encode() takes a list of prompts, e.g. ['a cat']")
-    if not prompts:
-        raise ValueError("encode() was given no prompt; the empty prompt is ['']")
-    return [clean(one) for one in prompts]
-
-
-def report_cut(prompt: str, tokens: int, limit: int, unit: str = "tokens") -> None:
-    """Warns that a prompt's end was cut off."""
-    logger.warning(
-        "prompt cut from %d to %d %s (the last %d are lost): “%s…”",
-        *(tokens, limit, unit, tokens - limit, prompt[:60]),
-    )
-
-
-def padded(hidden: Tensor, lengths: Tensor, length: int) -> Tensor:
-    """[B, N, D] → [B, length, D], zero from each row's own length on.
-
-    The DiT does not mask its text: it was trained with zeros here, so whatever an
-    encoder computes at a padded place must not reach it.
-    """
-    inside = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]
-    hidden = torch.where(inside[..., None], hidden, hidden.new_zeros(()))
-    return torch.nn.functional.pad(hidden, (0, 0, 0, length - hidden.shape[1]))
 
 
 def load_text_encoder(
@@ -112,9 +53,6 @@ def load_text_encoder(
         CheckpointError: weights or tokenizer are missing (says where they belong), or something
             else lies there.
     """
-    from model.byte_encoder import is_byte_encoder, load_byte_encoder
-    from model.umt5 import load_umt5
-
     folder = Path(spec).expanduser()
     if is_byte_encoder(folder):
         if tokenizer is not None:

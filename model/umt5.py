@@ -23,8 +23,8 @@ from model.pretrained import (
     read_config,
     renaming,
 )
+from model.prompt import TextFeatures, checked, padded, report_cut
 from model.tensors import CheckpointError, some
-from model.text import TextFeatures, checked, padded, report_cut
 
 LENGTH = 512  # tokens that the DiT takes, `</s>` included
 FILE = "models_t5_umt5-xxl-enc-bf16.pth"

@@ -364,7 +364,8 @@ def test_nothing_in_a_cached_run_waits_for_the_device():
 
     class Meta(Known):
         def embed_time(self, timestep):  # read once, before the run
-            return super().embed_time(torch.tensor([flow.timestep(one, True) for one in SIGMAS[:-1]]))
+            steps = [flow.timestep(one, True) for one in SIGMAS[:-1]]
+            return super().embed_time(torch.tensor(steps))
 
     velocity = guidance(Meta(curved), *texts, sigmas=SIGMAS)
     noise = torch.empty(2, *SHAPE, device="meta", dtype=torch.float64)

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from model.byte_encoder import ByteEncoder
+from model.prompt import clean
 from model.tensors import CheckpointError
-from model.text import clean, load_text_encoder
+from model.text import load_text_encoder
 from tests import tiny_umt5
 
 PROMPTS = ["a red cat, a cat.", "", "红色的猫 é"]

@@ -9,8 +9,9 @@ from torch.nn.functional import gelu
 from transformers import UMT5EncoderModel
 
 from model import umt5
+from model.prompt import clean
 from model.tensors import CheckpointError
-from model.text import clean, load_text_encoder
+from model.text import load_text_encoder
 from tests import tiny_umt5
 
 PROMPTS = ["a red cat, a cat.", "", "红色的猫 é"]
