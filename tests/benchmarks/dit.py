@@ -4,9 +4,8 @@
     python tests/benchmarks/dit.py only=768 turns=9 out=FILE
     python tests/benchmarks/dit.py only=step backend=cudnn recompute=attention
 
-Rows on a CPU, pairs in turns in one run, same weights: forward and backward of two blocks at 1.3B's
-width, float32, at 768 and 4096 tokens. Times are medians, the ratio is the median of the pairs'
-ratios; peaks are of a fresh process each, over what it held before the call.
+Rows on a CPU, same weights (tests/benchmarks/pairs.py says how): forward and backward of two blocks
+at 1.3B's width, float32, at 768 and 4096 tokens.
 
 Rows on a GPU, bfloat16: `step`, a training step of the 1.3B (float32 parameters, autocast, fused
 AdamW) at 32,760 tokens, eager and compiled block by block; `stack`, forward and backward of as many
@@ -15,14 +14,12 @@ of peak counts matrix products and attention of the forward pass as torch.utils.
 them, three times; what checkpointing computes again is not counted.
 """
 
-import gc
 import json
 import multiprocessing
 import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -36,13 +33,11 @@ sys.path[:] = [str(ROOT), *(one for one in sys.path if Path(one).resolve() != HE
 from model.attention import Context  # noqa: E402
 from model.dit import PRESETS, WanDiT  # noqa: E402
 from model.recompute import Recompute  # noqa: E402
+from tests.benchmarks.pairs import Work, compare, shown  # noqa: E402
 
-SIDES = ("ours", "diffusers")
-TARGET = 0.95
 SIZES = {"768": (3, 32, 32), "4096": (4, 64, 64)}  # latent T, H, W
 TOKENS = {"32760": (21, 60, 104), "75600": (21, 90, 160)}  # 81 frames of 480p and 720p
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12}  # dense bfloat16, FLOP/s
-Work = Callable[[], object]
 
 
 # --- beside diffusers, on a CPU ----------------------------------------------------------------
@@ -62,59 +57,6 @@ def both_ways(side: str, tokens: str) -> Work:
         run(**given).square().mean().backward()
 
     return work
-
-
-def pairs(make: Callable[..., Work], argument: str, turns: int) -> dict[str, float]:
-    """Both sides in turns; the order within a turn alternates."""
-    works = {side: make(side, argument) for side in SIDES}
-    seconds: dict[str, list[float]] = {side: [] for side in SIDES}
-    for work in works.values():
-        work()  # warm
-    for turn in range(turns):
-        for side in SIDES if turn % 2 == 0 else SIDES[::-1]:
-            began = time.perf_counter()
-            works[side]()
-            seconds[side].append(time.perf_counter() - began)
-    ratios = [a / b for a, b in zip(*seconds.values(), strict=True)]
-    medians = {f"{side}_s": statistics.median(times) for side, times in seconds.items()}
-    return medians | {"time_ratio": statistics.median(ratios), "turns": turns}
-
-
-def peak(make: Callable[..., Work], *arguments: str) -> float:
-    """MiB that two calls take at their height over what their process held before."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak, (make, arguments, torch.get_num_threads()))
-
-
-def _peak(make: Callable[..., Work], arguments: tuple[str, ...], threads: int) -> float:
-    torch.set_num_threads(threads)
-    work = make(*arguments)
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten: proc(5)
-    before = _status("VmHWM")
-    work()
-    work()
-    return _status("VmHWM") - before
-
-
-def _status(name: str) -> float:
-    """MiB, from the kernel's account of this process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(name)).split()[1]) / 1024
-
-
-def beside_diffusers(tokens: str, turns: int) -> dict[str, float]:
-    row = pairs(both_ways, tokens, turns)
-    for side in SIDES:
-        row[f"{side}_peak_mib"] = peak(both_ways, side, tokens)
-    row["peak_ratio"] = row["ours_peak_mib"] / row["diffusers_peak_mib"]
-    print(
-        f"{tokens:>6} tokens  {row['ours_s']:6.2f} s, diffusers {row['diffusers_s']:6.2f} s: "
-        f"{row['time_ratio']:.3f} (≤ {TARGET}); peak {row['ours_peak_mib']:.0f} MiB, "
-        f"{row['diffusers_peak_mib']:.0f} MiB: {row['peak_ratio']:.2f}",
-        flush=True,
-    )
-    return row
 
 
 # --- how near to the chip's peak, on a GPU -----------------------------------------------------
@@ -180,7 +122,7 @@ def training(
     return row
 
 
-def shown(name: str, row: dict) -> dict:
+def told(name: str, row: dict) -> dict:
     share = f"{100 * row['share_of_peak']:.1f} % of peak" if "share_of_peak" in row else ""
     print(
         f"{name:<34} {row['step_s']:7.2f} s, {row['flop'] / 1e15:.2f} PFLOP: "
@@ -195,7 +137,7 @@ def step(backend: str, recompute: str) -> dict[str, dict]:
     for compiled in (False, True):
         name = f"1.3b step, {'compiled' if compiled else 'eager'}, {backend}, {recompute}"
         row = fresh(PRESETS["1.3b"], TOKENS["32760"], "cuda", recompute, backend, compiled)
-        rows[name] = shown(name, row)
+        rows[name] = told(name, row)
     return rows
 
 
@@ -209,7 +151,7 @@ def stack(backend: str) -> dict[str, dict]:
             except torch.OutOfMemoryError:
                 continue
             name = f"14b, {blocks} blocks, {tokens} tokens, {backend}"
-            rows[name] = shown(name, row) | {"blocks": blocks}
+            rows[name] = told(name, row) | {"blocks": blocks}
             break
     return rows
 
@@ -227,7 +169,8 @@ def figures(
     found: dict[str, dict] = {}
     for tokens in SIZES:
         if tokens in only:
-            found[f"dit {tokens}"] = beside_diffusers(tokens, turns)
+            row = compare(both_ways, tokens, turns=turns)
+            found[f"dit {tokens}"] = shown(f"dit {tokens}", row, "≤ 0.95")
     for name, run in (
         ("step", lambda: step(backend, recompute)),
         ("stack", lambda: stack(backend)),
