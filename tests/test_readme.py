@@ -50,6 +50,7 @@ def test_readme_shows_the_commands_that_this_file_knows_how_to_check():
         "python export.py",
         "python -m pytest",
         "python curation.py",
+        "python model.py",
     )
     assert len(runs()) >= 5
     assert all(any(kind.startswith(name) for name in known) for kind in kinds), kinds
