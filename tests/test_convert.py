@@ -260,6 +260,7 @@ def large(tmp_path_factory):
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the record is Linux's")
+@pytest.mark.slow
 def test_converting_takes_at_most_a_shard_s_memory_and_loading_the_model_s(large, tmp_path):
     shards = [path.stat().st_size for path in (large / "a").glob("*.safetensors")]
     assert len(shards) > 8

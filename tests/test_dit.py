@@ -291,6 +291,7 @@ def test_it_compiles_as_one_graph_with_the_same_gradients(preset, mode, backend)
         assert_same(gradients, wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_sequence_spread_over_two_processes_gives_the_same_output_and_gradients(tmp_path):
     model = drawn("i2v-tiny", num_layers=1)

@@ -336,6 +336,7 @@ def test_a_user_s_mistake_is_one_line_and_status_2(tmp_path, capsys):
         assert {path.name for path in tmp_path.iterdir()} == there, keys
 
 
+@pytest.mark.slow
 def test_the_command_runs_as_a_person_starts_it(tmp_path):
     save(ours("t2v"), tmp_path / "dit")
     ended = subprocess.run(
