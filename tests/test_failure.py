@@ -73,11 +73,10 @@ def test_a_second_run_does_nothing_and_changes_nothing(raw, finished):
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.slow)])
-def test_killed_at_random_it_ends_as_if_never_interrupted(kills, raw, finished, tmp_path):
+def test_killed_ten_times_at_random_it_ends_as_if_never_interrupted(raw, finished, tmp_path):
     keys = (f"source={raw}", f"out={tmp_path}", *TINY)
     moments = random.Random(4)
-    for _ in range(kills):
+    for _ in range(10):
         run = started(*keys)
         at_work(run, tmp_path)
         with contextlib.suppress(subprocess.TimeoutExpired):

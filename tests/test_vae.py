@@ -10,6 +10,7 @@ from diffusers import AutoencoderKLWan
 from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 from torch.distributions import Normal, kl_divergence
 
+from model.coder import RMSNorm
 from model.vae import LATENT_MEAN, Posterior, WanVAE
 from tests.drawn import draw
 from tests.published import names
@@ -132,6 +133,23 @@ def test_a_changed_frame_changes_nothing_that_comes_before(vae: WanVAE, at: int)
         frame = 1 + 4 * (first - 1)
         assert torch.equal(shown[:, :, :frame], other[:, :, :frame])
         assert not torch.allclose(shown[:, :, frame:], other[:, :, frame:])
+
+
+def test_the_norms_gradient_is_pytorchs_own() -> None:
+    norm = draw(RMSNorm(6)).double()
+    x = video(2, 6, 3, 4, 5).double().requires_grad_()
+    weight = norm.gamma
+
+    def plain(x: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.normalize(x, dim=1) * 6**0.5 * gamma
+
+    out = norm(x)
+    torch.testing.assert_close(out, plain(x, weight))
+    toward = video(2, 6, 3, 4, 5, seed=3).double()
+    mine = torch.autograd.grad((out * toward).sum(), (x, weight))
+    theirs = torch.autograd.grad((plain(x, weight) * toward).sum(), (x, weight))
+    for one, other in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_gradients_are_those_of_a_finite_difference(small: WanVAE) -> None:
