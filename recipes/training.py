@@ -1,4 +1,4 @@
-"""The keys of `python training/fit.py` and `python training/latents.py`: what is trained, and how."""
+"""The keys of `training/fit.py` and `training/latents.py`: what is trained, and how."""
 
 from dataclasses import dataclass
 
