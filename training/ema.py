@@ -1,7 +1,7 @@
 """The weights' exponential moving average: a second network that follows the trained one.
 
 It is a whole network, so that it is evaluated, sharded and saved like the first (Polyak and
-Juditsky, 1992). The report does not say whether Wan keeps one; the nearest open trainers do, 0.9999.
+Juditsky, 1992). Whether Wan keeps one is not stated; the nearest open trainers do, at 0.9999.
 """
 
 from copy import deepcopy
