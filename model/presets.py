@@ -1,7 +1,8 @@
 """Constructor keywords of the public models, and of small ones that a CPU trains.
 
-The small ones have head dim 128 like all Wan models, so that attention, rotary positions and
-checkpoint formats are those of the large ones; they read a small text encoder of width 64.
+The small DiTs have head dim 128 like all Wan models, so that attention, rotary positions and
+checkpoint formats are those of the large ones; they read a byte encoder of width 64. The small VAEs
+have the published shape, fewer channels, and fewer blocks.
 """
 
 from typing import Any
@@ -19,4 +20,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "tiny": SMALL,
     "i2v-tiny": SMALL | IMAGE,
     "flf2v-tiny": SMALL | BOTH_ENDS,
+}
+
+VAES: dict[str, dict[str, Any]] = {
+    "full": {},
+    "small": {"width": 32},
+    "micro": {"width": 16, "blocks": 1},
 }

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from recipes.schema import key, section
 
 TRAINS = ("dit", "vae", "chain")
-# Presets of model.presets; a test holds the two lists equal
-DITS = ("1.3b", "14b", "i2v-14b", "flf2v-14b", "tiny", "i2v-tiny", "flf2v-tiny")
+# Sizes in model.presets, which this folder can't import; a test holds them equal
+DITS = ("1.3b", "14b", "tiny")
 VAES = ("full", "small", "micro")
 PRECISIONS = ("float32", "bfloat16")
 RECOMPUTE = ("none", "selective", "attention", "full")
@@ -59,6 +59,7 @@ class Buckets:
     sizes: list[str] = key(
         ["480p"], "192p, 256p, 480p, 720p (each with seven aspect ratios), or width x height"
     )
+    image_sizes: list[str] = key([], "sizes of images; empty: as sizes")
     frames: list[int] = key([1, 17, 33, 49, 65, 81], "lengths at buckets.fps, each 4k+1")
     growth: dict[str, int] = key(
         {}, "longest clip from a step on, e.g. growth.0=17 growth.20000=81; empty: all of frames"
@@ -85,7 +86,8 @@ class Objective:
     image_dropout: float = key(0.1, "i2v: share of samples that see no CLIP tokens but zeros")
     masks: dict[str, float] = key(
         {"first": 0.0, "continuation": 0.0, "both": 0.0, "random": 0.0},
-        "i2v: how often which frames are given, relative to one another; all 0: none are",
+        "how often which frames are given, relative to one another; all 0: text-to-video, else the "
+        "network takes a condition beside the latents (36 channels)",
     )
 
 
@@ -206,7 +208,9 @@ class Fit:
     text_encoder: str | None = key(
         None, "bytes (drawn at random, fixed), a folder, or owner/name on the hub"
     )
-    image_encoder: str | None = key(None, "i2v: a folder or owner/name on the hub; null: no CLIP")
+    image_encoder: str | None = key(
+        None, "CLIP for image-to-video, a folder or owner/name on the hub; null: no image branch"
+    )
     runs: str = key("runs", "the folder of all runs")
     name: str | None = key(None, "the run's own folder in runs/<recipe>/; null: the time")
     resume: str = key(

@@ -1,0 +1,163 @@
+"""Trains the DiT by flow matching (Wan report, arXiv 2503.20314, section 4.2).
+
+Latents come cached or from the frozen VAE; prompts are dropped now and then, so that guidance has
+an empty prompt to point away from. An image-to-video model learns from masks jointly (section 5.1):
+which frames are given is drawn for each batch.
+
+Validation measures the loss at fixed noise levels with fixed noise, on held-out clips: the same
+question every time, so that the curve shows learning and nothing else.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from model import flow
+from model.condition import condition
+from model.dit import WanDiT
+from model.image import ImageEncoder
+from model.text import TextEncoder
+from model.vae import Posterior, WanVAE
+from recipes.training import Fit
+from training.batch import Batch
+from training.masks import draw_mask
+from training.module import Losses, Trained
+
+REMEMBERED = 4096  # prompts whose features are kept
+
+
+class DiTModule(Trained):
+    """Trains a WanDiT.
+
+    Args:
+        network: the DiT; with an image branch it also wants `image`.
+        vae: frozen; normalises latents, and encodes pixels where they are not cached.
+        text: frozen.
+        image: frozen, for a DiT with an image branch.
+    """
+
+    kind = "dit"
+
+    def __init__(
+        self,
+        network: WanDiT,
+        config: Fit,
+        vae: WanVAE,
+        text: TextEncoder,
+        image: ImageEncoder | None = None,
+    ) -> None:
+        super().__init__(network, config)
+        # not submodules: frozen parts are neither saved with every checkpoint nor sharded
+        self._parts = {"vae": vae, "text": text, "image": image}
+        self._features: OrderedDict[str, Tensor] = OrderedDict()
+
+    @property
+    def vae(self) -> WanVAE:
+        return self._parts["vae"]
+
+    def on_fit_start(self) -> None:
+        for part in self._parts.values():
+            if isinstance(part, torch.nn.Module):
+                part.to(self.device)
+
+    def losses(self, batch: Batch, generator: torch.Generator) -> Losses:
+        objective = self.config.objective
+        data = self.latents(batch, generator)
+        shift = objective.shift or flow.training_shift(batch.bucket.tokens)
+        sigma = flow.sample_sigmas(
+            len(batch),
+            objective.distribution,
+            shift=shift,
+            stratified=True,
+            generator=generator,
+            device=self.device,
+        )
+        noise = torch.randn(data.shape, generator=generator).to(data)
+        dropped = torch.rand(len(batch), generator=generator) < objective.text_dropout
+        prompts = ["" if drop else one for one, drop in zip(batch.prompts, dropped, strict=True)]
+        given = self.given(batch, generator)
+        velocity = self.network(
+            flow.interpolate(data, noise, sigma),
+            sigma * flow.TIMESTEPS,
+            self.features(prompts).to(data.device),
+            **given,
+        )
+        return Losses(flow.loss(velocity, data, noise))
+
+    def measure(self, batch: Batch, index: int) -> dict[str, Tensor]:
+        levels = self.config.validate.timesteps
+        generator = self.generator(-1, index)
+        data = self.latents(batch, generator)
+        noise = torch.randn(data.shape, generator=generator).to(data)
+        text = self.features(batch.prompts).to(data.device)
+        given = self.given(batch, generator, dropout=False)
+        found: dict[str, Tensor] = {}
+        for level in range(levels):
+            sigma = torch.full((len(batch),), (level + 0.5) / levels, device=data.device)
+            velocity = self.averaged(
+                flow.interpolate(data, noise, sigma), sigma * flow.TIMESTEPS, text, **given
+            )
+            loss = flow.loss(velocity, data, noise)
+            name = f"{round(1000 * (level + 0.5) / levels):04d}"
+            found[f"timestep/{name}"] = loss
+            found[f"timestep/{name}/{batch.bucket.name}"] = loss
+        mean = torch.stack([found[name] for name in found if name.count("/") == 1]).mean(0)
+        return found | {f"bucket/{batch.bucket.name}": mean, "loss": mean}
+
+    @torch.no_grad()
+    def latents(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Normalised latents [B, C, L, H/8, W/8], float32, of what the batch holds."""
+        posterior = self.posterior(batch)
+        if self.config.data.posterior == "sample":
+            latents = posterior.sample(generator)
+        else:
+            latents = posterior.mean
+        return self.vae.normalize(latents.float())
+
+    def posterior(self, batch: Batch) -> Posterior:
+        if batch.mean is not None:
+            return Posterior(batch.mean.float(), batch.logvar.float())
+        return self.vae.encode(pixels(batch.video))
+
+    @torch.no_grad()
+    def features(self, prompts: Sequence[str]) -> Tensor:
+        """[B, L, D]; those of the last prompts are remembered, since many come again and again."""
+        new = [one for one in dict.fromkeys(prompts) if one not in self._features]
+        if new:
+            for prompt, row in zip(new, self._parts["text"].encode(new).features, strict=True):
+                self._features[prompt] = row.cpu()
+        rows = []
+        for prompt in prompts:
+            self._features.move_to_end(prompt)
+            rows.append(self._features[prompt])
+        while len(self._features) > REMEMBERED:
+            self._features.popitem(last=False)
+        return torch.stack(rows)
+
+    @torch.no_grad()
+    def given(
+        self, batch: Batch, generator: torch.Generator, dropout: bool = True
+    ) -> dict[str, Tensor]:
+        """What an image-to-video model is told besides the prompt; nothing for text-to-video."""
+        config = self.network.config
+        if config["in_channels"] == config["out_channels"]:
+            return {}
+        objective, frames = self.config.objective, batch.bucket.frames
+        video = pixels(batch.video)
+        mask = draw_mask(frames, objective.masks, generator)
+        told = {"condition": condition(self.vae, video, mask)}
+        if config["image_width"]:
+            last = video[:, :, -1] if config["image_positions"] else None
+            tokens = self._parts["image"].encode(video[:, :, 0], last)
+            if dropout:
+                keep = torch.rand(len(batch), generator=generator) >= objective.image_dropout
+                tokens = tokens * keep.to(tokens)[:, None, None]
+            told["image"] = tokens
+        return told
+
+
+def pixels(video: Tensor) -> Tensor:
+    """uint8 → float32 in −1..1."""
+    return video.float() / 127.5 - 1
