@@ -112,7 +112,8 @@ def load_bundle(
     if layout.kind == "random":
         dit = drawn(WanDiT, **about.config).to(device, dtype)
         vae = drawn(WanVAE, **RANDOM_VAE).to(device)
-        text = ByteEncoder(width=about.config["text_width"]).requires_grad_(False).eval().to(device)
+        sizes = {"width": about.config["text_width"], "length": about.config["text_length"]}
+        text = ByteEncoder(**sizes).requires_grad_(False).eval().to(device)
         if about.config["image_width"]:
             image = drawn(ImageEncoder, **RANDOM_IMAGE).to(device)
     else:

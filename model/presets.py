@@ -17,7 +17,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "14b": WIDE,
     "i2v-14b": WIDE | IMAGE,
     "flf2v-14b": WIDE | BOTH_ENDS,
-    "tiny": SMALL,
+    "tiny": SMALL | {"text_length": 128},  # 512 zeros would cost more than a small video
     "i2v-tiny": SMALL | IMAGE,
     "flf2v-tiny": SMALL | BOTH_ENDS,
 }
