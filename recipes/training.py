@@ -40,7 +40,10 @@ class Data:
         False, "single frames of videos stand in where there is no image among the shards"
     )
     captions: str = key(
-        "any", "which caption of several: any is drawn anew each time", choices=("any", "en", "zh")
+        "any",
+        "which caption of several: any is drawn anew each time; en and zh are preferred where a "
+        "clip has them",
+        choices=("any", "en", "zh"),
     )
     sampling_weights: bool = key(
         True, "curation's sampling weight is the share of the epochs that show a clip"
@@ -70,6 +73,7 @@ class Buckets:
     )
     batches: int = key(1, "batches a step, over all GPUs; more than GPUs are accumulated")
     enlarge: float = key(1.0, "a clip may be enlarged by so much to fill a size")
+    cut: float = key(0.5, "share of a picture that may be cut off to fill a size")
 
 
 @dataclass
@@ -101,7 +105,10 @@ class VaeLoss:
     backbone: str = key(
         "effnet-lite0",
         "of the perceptual distance: effnet-lite0 (its weights come in a package), or a folder or "
-        "file with LPIPS weights and its backbone, for lpips",
+        "file with LPIPS' backbone (torchvision's AlexNet or VGG16), or owner/name on the hub",
+    )
+    perceptual_frames: int = key(
+        0, "of a clip that the perceptual distance looks at, drawn anew each time; 0: all"
     )
     gan: float = key(0.0, "weight of the adversarial loss; 0: no discriminator")
     gan_start: int = key(0, "step at which the adversarial loss begins")
@@ -109,6 +116,7 @@ class VaeLoss:
         False, "scale it so that its gradient at the last layer is as long as the reconstruction's"
     )
     gan_lr: float = key(1e-4, "learning rate of the discriminator")
+    gan_width: int = key(64, "channels of its first layer, a multiple of 4")
 
 
 @dataclass
@@ -172,8 +180,9 @@ class Validate:
     sample_every: int = key(5000, "steps between sample videos; 0: none")
     prompts: list[str] = key([], "what they show; empty: captions of held-out clips")
     samples: int = key(4, "how many where prompts is empty, or reconstructions of a VAE")
-    steps: int = key(20, "of the sampler")
+    steps: int = key(50, "of the sampler; with guidance and shift also what a checkpoint advises")
     guidance: float = key(5.0, "guidance scale")
+    shift: float | None = key(None, "of the sampler's noise levels; null: the public models'")
 
 
 @dataclass

@@ -7,9 +7,11 @@ same on one GPU as on many.
 B samples, T frames, H × W pixels, C latent channels, L latent frames.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -48,6 +50,7 @@ class Batch:
     tiers: list[str | None] = field(default_factory=list)
     scores: list[dict[str, float]] = field(default_factory=list)
     number: int = 0  # which of its step's, over all ranks: noise is drawn from (seed, step, number)
+    repeat: bool = False  # in validation: only so that every rank has as many; not to be counted
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -55,6 +58,18 @@ class Batch:
     @property
     def tokens(self) -> int:
         return len(self) * self.bucket.tokens
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same with its tensors on a device."""
+        return self._moved(lambda one: one.to(device, non_blocking=True))
+
+    def pin_memory(self, device: Any = None) -> "Batch":
+        """The same in memory that a GPU copies from on its own; PyTorch's loader calls it."""
+        return self._moved(Tensor.pin_memory)
+
+    def _moved(self, move: Callable[[Tensor], Tensor]) -> "Batch":
+        tensors = {name: getattr(self, name) for name in ("video", "mean", "logvar")}
+        return replace(self, **{n: move(one) for n, one in tensors.items() if one is not None})
 
 
 @dataclass
@@ -67,3 +82,10 @@ class Step:
     samples: int
     state: dict[str, Any]  # of the data, once this step is taken
     broken: list[str] = field(default_factory=list)  # keys that could not be read, and why
+    lost: int = 0  # samples for which no other could stand in: the run stops
+
+    def to(self, device: torch.device | str) -> "Step":
+        return replace(self, batches=[one.to(device) for one in self.batches])
+
+    def pin_memory(self, device: Any = None) -> "Step":
+        return replace(self, batches=[one.pin_memory() for one in self.batches])

@@ -1,0 +1,248 @@
+"""Buckets: which size and length each sample is trained at, and why the others are not.
+
+    some = buckets(config.buckets)
+    assignment = assign(index, some, config.buckets, captions=True)
+    print(summary(index, assignment))                # what each gets, what is dropped and why
+
+A sample goes to the largest size that it fills without being enlarged or cut too much, at the
+aspect ratio nearest to its own, and there to the greatest length that it has.
+"""
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from curation.shards import bucket_size
+from recipes.load import UsageError
+from recipes.training import Buckets
+from training.batch import Bucket
+from training.index import Index
+
+ASPECTS = ("21x9", "16x9", "4x3", "1x1", "3x4", "9x16", "9x21")
+CLASS = 0.7  # sizes whose areas are this near are one resolution at several aspect ratios
+ROUNDING = 1.005  # enlarging by less is none: sizes are multiples of 16
+
+KEPT, BROKEN, UNCAPTIONED, SMALL, CUT, SHORT, NO_IMAGES, NO_VIDEO, UNWEIGHTED, OTHER = range(10)
+REASONS = {
+    BROKEN: "can't be opened",
+    UNCAPTIONED: "has no caption",
+    SMALL: "smaller than every size (buckets.enlarge)",
+    CUT: "of another shape than every size (buckets.cut)",
+    SHORT: "shorter than every length (buckets.frames)",
+    NO_IMAGES: "an image, and no length is 1 (buckets.frames)",
+    NO_VIDEO: "a video, and every length is 1 (data.frames_as_images)",
+    UNWEIGHTED: "its sampling weight is 0",
+    OTHER: "cached at a size that is none of these (buckets.sizes)",
+}
+
+
+@dataclass
+class Assignment:
+    """Where each row of an index goes.
+
+    Attributes:
+        buckets: all there are.
+        number: [rows], which of them, or −1.
+        reason: [rows], KEPT or one of REASONS.
+    """
+
+    buckets: list[Bucket]
+    number: np.ndarray
+    reason: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.number)
+
+
+def sizes(config: Buckets) -> list[tuple[int, int]]:
+    """All widths and heights that are meant, in order.
+
+    Raises:
+        UsageError: a size that is none.
+    """
+    found: list[tuple[int, int]] = []
+    for text in config.sizes:
+        explicit = re.fullmatch(r"(\d+)x(\d+)", text)
+        if explicit:
+            width, height = int(explicit[1]), int(explicit[2])
+            if width % 16 or height % 16 or not width * height:
+                raise UsageError(f"buckets.sizes={text}: wants multiples of 16")
+            found.append((width, height))
+            continue
+        try:
+            found += [bucket_size(f"{text}-1f-{aspect}") for aspect in ASPECTS]
+        except ValueError:
+            raise UsageError(
+                f"buckets.sizes={text}: wants 192p, 256p, 480p, 720p, or width x height as 832x480"
+            ) from None
+    return list(dict.fromkeys(found))
+
+
+def lengths(config: Buckets) -> list[int]:
+    """All lengths in frames, the shortest first.
+
+    Raises:
+        UsageError: none, or one that is not 4k + 1.
+    """
+    for frames in (*config.frames, *config.growth.values()):
+        if frames < 1 or frames % 4 != 1:
+            raise UsageError(f"buckets.frames={frames}: wants 4k+1, such as 1, 17 or 81")
+    if not config.frames or not config.sizes:
+        raise UsageError("buckets.sizes and buckets.frames want at least one entry each")
+    return sorted(set(config.frames))
+
+
+def buckets(config: Buckets) -> list[Bucket]:
+    """All buckets of a configuration.
+
+    Raises:
+        UsageError: a size or length that is none, or one sample that exceeds buckets.tokens.
+    """
+    some = [Bucket(*size, frames) for size in sizes(config) for frames in lengths(config)]
+    most = max(some, key=lambda one: one.tokens)
+    if most.tokens > config.tokens:
+        raise UsageError(
+            f"buckets.tokens={config.tokens}: one clip of {most.name} has {most.tokens}; allow as "
+            "many, or leave out the size or the length"
+        )
+    return some
+
+
+def phases(config: Buckets) -> list[tuple[int, int]]:
+    """(step, longest clip from it on), in order; the first at step 0.
+
+    Raises:
+        UsageError: buckets.growth is no such thing.
+    """
+    try:
+        found = sorted((int(step), longest) for step, longest in config.growth.items())
+    except ValueError:
+        raise UsageError(
+            "buckets.growth: wants steps as names: growth.0=17 growth.20000=81"
+        ) from None
+    if not found:
+        return [(0, max(lengths(config)))]
+    if found[0][0] != 0:
+        raise UsageError("buckets.growth: says nothing of the first step: growth.0=17")
+    return found
+
+
+def assign(
+    index: Index,
+    some: list[Bucket],
+    config: Buckets,
+    *,
+    captions: bool,
+    longest: int | None = None,
+    as_images: bool = False,
+) -> Assignment:
+    """Each row's bucket, or the first reason why it has none.
+
+    Args:
+        captions: a sample without one is dropped.
+        longest: only lengths up to this.
+        as_images: videos go to the lengths of one frame, of which any is taken.
+    """
+    number = np.full(len(index), -1, np.int32)
+    reason = np.zeros(len(index), np.int8)
+    where = {bucket: at for at, bucket in enumerate(some)}
+    shapes = list(dict.fromkeys((one.width, one.height) for one in some))
+    videos = sorted({one.frames for one in some if not one.is_image})
+    allowed = [one for one in videos if one <= (longest or one)]
+    has_images = any(one.is_image for one in some)
+
+    shape = _shapes(index, shapes, config, reason)
+    single = index.is_image | (index.is_latent & (index.frames == 1))
+    if as_images:
+        single = np.ones(len(index), bool)
+    # the last frame's own duration counts: 81 frames at 16 a second last 5.0625 s
+    has = np.where(
+        index.is_latent,
+        index.frames,
+        np.ceil(index.duration.astype(np.float64) * config.fps - 1e-3),
+    )
+    fits = np.searchsorted(allowed, has, side="right") - 1
+    length = np.where(single, 1, np.array([*allowed, 0])[fits])
+    drop = [
+        (index.width <= 0, BROKEN),
+        (index.weight <= 0, UNWEIGHTED),
+        (~index.captioned if captions else np.zeros(len(index), bool), UNCAPTIONED),
+        (single & (not has_images), NO_IMAGES),
+        (~single & (not allowed), NO_VIDEO),
+        (~single & (length == 0), SHORT),
+    ]
+    for faulty, why in reversed(drop):
+        reason[faulty] = why
+    table = np.full((len(shapes), max([1, *videos]) + 1), -1, np.int32)
+    for bucket, at in where.items():
+        table[shapes.index((bucket.width, bucket.height)), bucket.frames] = at
+    kept = reason == KEPT
+    number[kept] = table[shape[kept], length[kept].astype(np.int64)]
+    return Assignment(some, number, reason)
+
+
+def _shapes(
+    index: Index, shapes: list[tuple[int, int]], config: Buckets, reason: np.ndarray
+) -> np.ndarray:
+    """Which of the shapes each row goes to; writes why, where to none."""
+    groups = classes(shapes)
+    both = np.stack([index.width, index.height], 1).astype(np.int64)
+    code, inverse = np.unique(both[:, 0] << 32 | both[:, 1], return_inverse=True)
+    found = np.zeros((len(code), 2), np.int64)
+    for at, size in enumerate(_pairs(code)):
+        found[at] = choose(size, shapes, groups, config) if min(size) > 0 else (0, BROKEN)
+    shape, why = found[inverse, 0], found[inverse, 1]
+    if index.is_latent.any():
+        exact = np.array([shapes.index(one) if one in shapes else -1 for one in _pairs(code)])
+        shape = np.where(index.is_latent, exact[inverse], shape)
+        why = np.where(index.is_latent, np.where(shape < 0, OTHER, KEPT), why)
+    reason[:] = why
+    return shape
+
+
+def _pairs(code: np.ndarray) -> list[tuple[int, int]]:
+    return [(one >> 32, one & 0xFFFFFFFF) for one in code.tolist()]
+
+
+def classes(shapes: list[tuple[int, int]]) -> list[list[int]]:
+    """Shapes of about the same area together, the largest first."""
+    order = sorted(range(len(shapes)), key=lambda at: -shapes[at][0] * shapes[at][1])
+    groups: list[list[int]] = []
+    largest = 0
+    for at in order:
+        area = shapes[at][0] * shapes[at][1]
+        if not groups or area < CLASS * largest:
+            groups.append([])
+            largest = area
+        groups[-1].append(at)
+    return groups
+
+
+def choose(
+    size: tuple[int, int],
+    shapes: list[tuple[int, int]],
+    groups: list[list[int]],
+    config: Buckets,
+) -> tuple[int, int]:
+    """(shape, KEPT) for a picture's size, or (0, why not)."""
+    width, height = size
+    why = SMALL
+    for group in groups:
+        # of what a shape covers when it is filled, the share that is not cut off
+        shares = {at: kept(size, shapes[at]) for at in group}
+        at = max(shares, key=shares.get)
+        across, down = shapes[at]
+        if shares[at] < 1 - config.cut:
+            why = CUT
+        elif max(across / width, down / height) <= config.enlarge * ROUNDING:
+            return at, KEPT
+        else:
+            why = SMALL
+    return 0, why
+
+
+def kept(size: tuple[int, int], shape: tuple[int, int]) -> float:
+    """Share of a picture that remains when it is scaled to cover a shape and cut."""
+    ratio = (size[0] / size[1]) / (shape[0] / shape[1])
+    return min(ratio, 1 / ratio)

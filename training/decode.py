@@ -1,0 +1,314 @@
+"""One sample: its bytes to frames of a bucket's size, at 16 a second, with one of its captions.
+
+What is drawn (where a longer clip is entered, which caption) follows from (seed, epoch, key).
+Frames are told by their time stamps, as curation tells them, so a variable rate is no special case.
+
+PyAV reads, scaling before it converts: on clips of 9 and of 81 frames as fast as decord or faster,
+with the same pixels (`tests/benchmarks/loading.py`), and safe in a forked process.
+"""
+
+import hashlib
+import io
+import math
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+import torch
+from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from curation.video import MAX_PIXELS
+from training import foreign, tars
+from training.batch import Bucket
+from training.tars import Row, TarError
+
+NEAR = 1e-3  # of a frame at the wanted rate: stamps are rounded
+HELD_OUT = -1  # the epoch of held-out clips: nothing is drawn
+BOXES = "crop_box"  # of foreign JSON: x, y, width, height still to be cut out
+
+
+class BrokenError(Exception):
+    """One line that says why a sample can't be used."""
+
+
+@dataclass(frozen=True)
+class Taste:
+    """How samples are read: what a reader's process has to know of the configuration."""
+
+    fps: float = 16.0
+    captions: str = "any"
+    needs_caption: bool = True
+    seed: int = 0
+
+
+@dataclass
+class Decoded:
+    """One sample."""
+
+    prompt: str
+    tier: str | None
+    scores: dict[str, float]
+    video: Tensor | None = None  # uint8 [3, T, H, W]
+    mean: Tensor | None = None  # [C, L, H/8, W/8]
+    logvar: Tensor | None = None
+    told: dict[str, Any] = field(default_factory=dict)  # its JSON
+
+
+def decode(row: Row, bucket: Bucket, taste: Taste, epoch: int) -> Decoded:
+    """Reads a sample.
+
+    Args:
+        epoch: HELD_OUT takes the middle of a clip and always the same caption.
+
+    Raises:
+        BrokenError: it can't be used, and why.
+    """
+    draw = np.random.default_rng(seeded(taste.seed if epoch >= 0 else 0, epoch, row.key))
+    place = draw.random() if epoch >= 0 else 0.5
+    try:
+        members = tars.sample(row.place, row.start, row.stop, row.name)
+        told = tars.parsed(members["json"]) if "json" in members else {}
+        found = Decoded(
+            caption(told, members.get("txt"), taste, draw), tier(told), scores(told), told=told
+        )
+        media = next((members[one] for one in SUFFIXES[row.media] if one in members), None)
+        if media is None:
+            raise BrokenError(f"the tar has no {row.media} of it")
+        if told.get("sha256") and told.get("key") == row.name:
+            check(media, str(told["sha256"]))
+        if row.media == "safetensors":
+            found.mean, found.logvar = posterior(media, bucket)
+        elif row.media == "mp4":
+            found.video = video(media, bucket, taste.fps, place, told.get(BOXES))
+        else:
+            found.video = image(media, bucket, told.get(BOXES))
+    except (TarError, OSError, av.error.FFmpegError, ValueError, cv2.error) as error:
+        raise BrokenError(_line(error)) from None
+    if taste.needs_caption and not found.prompt:
+        raise BrokenError("it has no caption")
+    return found
+
+
+SUFFIXES = {
+    "mp4": ("mp4",),
+    "jpg": ("jpg", "jpeg"),
+    "png": ("png",),
+    "safetensors": ("safetensors",),
+}
+
+
+def seeded(seed: int, epoch: int, key: str) -> int:
+    text = f"{seed}/{epoch}/{key}".encode("utf-8", "surrogateescape")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+
+
+def _line(error: Exception) -> str:
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return text.splitlines()[0]
+
+
+def check(media: bytes, digest: str) -> None:
+    if hashlib.sha256(media).hexdigest() != digest:
+        raise BrokenError("its bytes are not those that were written: another checksum")
+
+
+# --- what is said of it ---------------------------------------------------------------------------
+
+
+def caption(
+    told: dict[str, Any], text: bytes | None, taste: Taste, draw: np.random.Generator
+) -> str:
+    """One caption, of the wanted language where there is one; empty where there is none."""
+    some = foreign.captions(told)
+    if not some and text is not None:
+        some = [{"text": text.decode("utf-8", "replace"), "language": ""}]
+    wanted = [one for one in some if one["language"].lower().split("-")[0] == taste.captions]
+    texts = [one["text"].strip() for one in (wanted or some)]
+    return texts[int(draw.integers(len(texts)))] if texts else ""
+
+
+def tier(told: dict[str, Any]) -> str | None:
+    return told["tier"] if isinstance(told.get("tier"), str) else None
+
+
+def scores(told: dict[str, Any]) -> dict[str, float]:
+    """Those that are numbers."""
+    some = told.get("scores")
+    numbers = some.items() if isinstance(some, dict) else ()
+    return {
+        name: float(value)
+        for name, value in numbers
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    }
+
+
+# --- pictures -------------------------------------------------------------------------------------
+
+
+def video(
+    data: bytes, bucket: Bucket, fps: float, place: float, box: list[int] | None = None
+) -> Tensor:
+    """uint8 [3, T, H, W]: of a clip, as many frames as the bucket has, scaled to cover it.
+
+    Frame k is the one that is shown k / fps after the first.
+
+    Args:
+        place: 0 … 1, which of the possible first frames.
+        box: x, y, width, height that remain of the picture.
+
+    Raises:
+        BrokenError: it is too short, or too large.
+        FFmpegError: it can't be decoded.
+    """
+    with av.open(io.BytesIO(data), metadata_errors="replace") as container:
+        if not container.streams.video:
+            raise BrokenError("has no video stream")
+        stream = container.streams.video[0]
+        stream.thread_count = 1
+        if stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
+            raise BrokenError("its frames are too large")
+        stamps = _stamps(container, stream)
+        first = _first(stamps, bucket.frames, fps, place)
+        wanted = shown(stamps, first, bucket.frames, fps)
+        container.seek(0)
+        return _taken(container.decode(stream), wanted, bucket, box)
+
+
+def _stamps(container, stream) -> tuple[np.ndarray, float]:
+    """Seconds since the first frame of each, and the end of the last, from the packets alone."""
+    packets = [one for one in container.demux(stream) if one.size]
+    base = float(stream.time_base)
+    if not packets or any(one.pts is None for one in packets):
+        raise BrokenError("its frames have no time stamps")
+    order = sorted(packets, key=lambda one: one.pts)
+    times = np.array([one.pts for one in order], np.int64)
+    lasts = order[-1].duration or (times[-1] - times[-2] if len(times) > 1 else 0)
+    return (times - times[0]) * base, float((times[-1] - times[0] + lasts) * base)
+
+
+def _first(stamps: tuple[np.ndarray, float], frames: int, fps: float, place: float) -> int:
+    """The first frame of a window, counted at the wanted rate."""
+    has = max(1, math.ceil(stamps[1] * fps - NEAR))
+    if has < frames:
+        raise BrokenError(
+            f"{has} frames at {fps:g} a second, fewer than the {frames} of its bucket"
+        )
+    return min(has - frames, int(place * (has - frames + 1)))
+
+
+def shown(stamps: tuple[np.ndarray, float], first: int, frames: int, fps: float) -> np.ndarray:
+    """Which frame is shown at each of the wanted times: the last one that has begun."""
+    times = (first + np.arange(frames)) / fps
+    return np.maximum(np.searchsorted(stamps[0], times + NEAR / fps, side="right") - 1, 0)
+
+
+def _taken(walk, wanted: np.ndarray, bucket: Bucket, box: list[int] | None) -> Tensor:
+    """The wanted frames of a walk, each scaled and cut; those that repeat are copied."""
+    out = np.empty((len(wanted), bucket.height, bucket.width, 3), np.uint8)
+    scaler, at = VideoReformatter(), 0
+    for number, frame in enumerate(walk):
+        if number != wanted[at]:
+            continue
+        out[at] = _scaled(frame, scaler, bucket, box)
+        at += 1
+        while at < len(wanted) and wanted[at] == number:
+            out[at] = out[at - 1]
+            at += 1
+        if at == len(wanted):
+            return torch.from_numpy(out).permute(3, 0, 1, 2)
+    raise BrokenError(f"only {at} of {len(wanted)} frames can be decoded")
+
+
+def _scaled(frame: av.VideoFrame, scaler: VideoReformatter, bucket: Bucket, box) -> np.ndarray:
+    """RGB [H, W, 3]."""
+    turn = round(-frame.rotation / 90) % 4
+    ratio = frame.sample_aspect_ratio or Fraction(1) if hasattr(frame, "sample_aspect_ratio") else 1
+    size = frame.width * float(ratio if 0.1 <= ratio <= 10 else 1), frame.height
+    fit = Fit.of(size[::-1] if turn % 2 else size, (bucket.width, bucket.height), box)
+    width, height = (fit.height, fit.width) if turn % 2 else (fit.width, fit.height)
+    rgb = scaler.reformat(
+        frame,
+        width=width,
+        height=height,
+        format="rgb24",
+        interpolation=Interpolation.AREA,
+        dst_color_range=ColorRange.JPEG,
+    ).to_ndarray()
+    return fit.cut(np.rot90(rgb, -turn) if turn else rgb)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A whole picture's new size, and the part of it that fills the bucket."""
+
+    width: int
+    height: int
+    left: int
+    top: int
+    size: tuple[int, int]  # the bucket's
+
+    @classmethod
+    def of(cls, size: tuple[float, float], target: tuple[int, int], box: list[int] | None) -> "Fit":
+        """Scaled so that the box covers the target; of what is too much, both sides lose alike."""
+        x, y, across, down = box or (0, 0, *size)
+        outside = x < 0 or y < 0 or x + across > size[0] + 1 or y + down > size[1] + 1
+        if outside or across <= 0 or down <= 0:
+            raise BrokenError(f"its crop box {box} is not within {size[0]:g}x{size[1]:g}")
+        scale = max(target[0] / across, target[1] / down)
+        width = max(target[0], round(size[0] * scale))
+        height = max(target[1], round(size[1] * scale))
+        left = round((x + across / 2) * scale - target[0] / 2)
+        top = round((y + down / 2) * scale - target[1] / 2)
+        left = min(max(left, 0), width - target[0])
+        return cls(width, height, left, min(max(top, 0), height - target[1]), target)
+
+    def cut(self, picture: np.ndarray) -> np.ndarray:
+        width, height = self.size
+        return picture[self.top : self.top + height, self.left : self.left + width]
+
+
+def image(data: bytes, bucket: Bucket, box: list[int] | None = None) -> Tensor:
+    """uint8 [3, 1, H, W]; what shines through is white."""
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            if opened.width * opened.height > MAX_PIXELS:
+                raise BrokenError("it is too large")
+            picture = ImageOps.exif_transpose(opened)
+            if "A" in picture.getbands() or "transparency" in picture.info:
+                picture = picture.convert("RGBA")
+                ground = Image.new("RGBA", picture.size, "white")
+                picture = Image.alpha_composite(ground, picture)
+            rgb = np.asarray(picture.convert("RGB"))
+    except (Image.DecompressionBombError, SyntaxError) as error:
+        raise BrokenError(_line(error)) from None
+    fit = Fit.of((rgb.shape[1], rgb.shape[0]), (bucket.width, bucket.height), box)
+    if (fit.width, fit.height) != (rgb.shape[1], rgb.shape[0]):
+        shrinks = fit.width < rgb.shape[1]
+        how = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+        rgb = cv2.resize(rgb, (fit.width, fit.height), interpolation=how)
+    return torch.from_numpy(np.ascontiguousarray(fit.cut(rgb))).permute(2, 0, 1)[:, None]
+
+
+def posterior(data: bytes, bucket: Bucket) -> tuple[Tensor, Tensor]:
+    """Mean and log-variance [C, L, h, w]; of a longer clip the first frames: the VAE is causal.
+
+    Raises:
+        BrokenError: it is no such file, or too short.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        found = load(data)
+        mean, logvar = found["mean"], found["logvar"]
+    except (SafetensorError, KeyError) as error:
+        raise BrokenError(f"no cached posterior: {error}") from None
+    frames = 1 + (bucket.frames - 1) // 4
+    if mean.shape != logvar.shape or mean.ndim != 4 or mean.shape[1] < frames:
+        raise BrokenError(f"a posterior of {list(mean.shape)}, fewer than {frames} latent frames")
+    return mean[:, :frames].float(), logvar[:, :frames].float()

@@ -1,0 +1,165 @@
+"""Planned steps to tensors: what a reader's process does, and the count of what can't be read.
+
+A sample that can't be used is replaced by the next row of its bucket, told with its step, and
+counted; where more of them fail than `data.broken_share` allows for, the run stops.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler, get_worker_info
+
+from training.batch import Batch, Bucket, Step
+from training.decode import BrokenError, Decoded, Taste, decode
+from training.tars import Row
+
+SEEN = 20  # samples before a share of them means anything
+NAMED = 5  # broken samples that are named when a run stops
+
+
+class BrokenDataError(Exception):
+    """Too many samples can't be read; one line that names some."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One batch to read."""
+
+    bucket: Bucket
+    number: int
+    epoch: int
+    rows: list[Row]
+    spares: list[Row]
+    repeat: bool = False
+
+
+@dataclass(frozen=True)
+class Request:
+    """One rank's part of a step, for a reader's process."""
+
+    number: int
+    batches: list[Wanted]
+    tokens: int
+    samples: int
+    state: dict[str, Any]
+
+
+class Requests(Sampler):
+    """What the readers are to do, in order."""
+
+    def __init__(self, requests: Iterable[Request]) -> None:
+        self.requests = requests
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter(self.requests)
+
+
+class Reader(Dataset):
+    """Reads what is asked for; a request in, a step out."""
+
+    def __init__(self, taste: Taste) -> None:
+        self.taste = taste
+
+    def __getitem__(self, request: Request) -> Step:
+        step = Step(request.number, [], request.tokens, request.samples, request.state)
+        for wanted in request.batches:
+            step.batches.append(self.batch(wanted, step))
+        return step
+
+    def batch(self, wanted: Wanted, step: Step) -> Batch:
+        """One batch, spares in the place of what is broken."""
+        spares, size = iter(wanted.spares), len(wanted.rows)
+        keys: list[str] = []
+        samples: list[Decoded] = []
+        stacks: dict[str, Tensor] = {}
+        for row in wanted.rows:
+            sample, row = self.sample(row, spares, wanted, stacks, step)
+            if sample is None:
+                step.lost += 1
+                continue
+            for name in ("video", "mean", "logvar"):
+                tensor = getattr(sample, name)
+                if tensor is None:
+                    continue
+                if name not in stacks:
+                    stacks[name] = shared((size, *tensor.shape), tensor.dtype)
+                stacks[name][len(samples)] = tensor
+                setattr(sample, name, None)  # its memory is free again
+            keys.append(row.key)
+            samples.append(sample)
+        return Batch(
+            bucket=wanted.bucket,
+            keys=keys,
+            prompts=[one.prompt for one in samples],
+            tiers=[one.tier for one in samples],
+            scores=[one.scores for one in samples],
+            number=wanted.number,
+            repeat=wanted.repeat,
+            **{name: stack[: len(samples)] for name, stack in stacks.items()},
+        )
+
+    def sample(
+        self,
+        row: Row,
+        spares: Iterator[Row],
+        wanted: Wanted,
+        stacks: dict[str, Tensor],
+        step: Step,
+    ) -> tuple[Decoded | None, Row]:
+        """A row's sample, or the first of the spares that can be read, or None."""
+        while True:
+            try:
+                sample = decode(row, wanted.bucket, self.taste, wanted.epoch)
+                for name, stack in stacks.items():
+                    found = getattr(sample, name)
+                    if found is None or found.shape != stack.shape[1:]:
+                        raise BrokenError(f"its {name} doesn't fit its batch")
+                return sample, row
+            except BrokenError as error:
+                step.broken.append(f"{row.key} ({row.place}): {error}")
+            row = next(spares, None)
+            if row is None:
+                return None, wanted.rows[0]
+
+
+def shared(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A tensor that travels from a reader's process without a copy."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=dtype)
+    count = math.prod(shape)
+    size = count * dtype.itemsize
+    storage = torch.UntypedStorage._new_shared(size, device="cpu")
+    return torch.empty(0, dtype=dtype).set_(storage, 0, shape)
+
+
+@dataclass
+class Tally:
+    """How many samples were read, and which could not be."""
+
+    share: float  # of broken ones, from which on the run stops
+    seen: int = 0
+    broken: list[str] = field(default_factory=list)
+
+    def count(self, step: Step) -> None:
+        """Adds a step.
+
+        Raises:
+            BrokenDataError: more are broken than the share allows for, chance included, or a batch
+                could not be filled.
+        """
+        self.broken += step.broken
+        self.seen += sum(map(len, step.batches)) + len(step.broken)
+        expected = self.share * self.seen
+        # three deviations of a count whose mean is the share; so a run isn't stopped by bad luck
+        allowed = expected + 3 * math.sqrt(expected) + 1
+        if step.lost or (self.seen >= SEEN and len(self.broken) > allowed):
+            some = "; ".join(self.broken[:NAMED])
+            raise BrokenDataError(
+                f"{len(self.broken)} of {self.seen} samples can't be read, more than "
+                f"data.broken_share={self.share:g} allows: {some}"
+                + ("; …" if len(self.broken) > NAMED else "")
+            )
