@@ -30,7 +30,7 @@ from training.batch import Batch, Step
 from training.buckets import Assignment, assign
 from training.decode import HELD_OUT, Taste
 from training.index import Index, gather
-from training.reading import Reader, Request, Requests, Tally, Wanted
+from training.reading import Reader, Request, Requests, Tally, Wanted, whole
 from training.stream import SPARES, Planned, Pool, Stream, mixed, pool
 
 HELD_OUT_DRAW = 0  # seed of which held-out clips are taken: the same whatever the run's seed
@@ -176,7 +176,7 @@ class ShardData(LightningDataModule):
             batch_size=None,
             sampler=Requests(requests),
             num_workers=workers,
-            collate_fn=_same,
+            collate_fn=whole,
             pin_memory=on_gpu,
             **options,
         )
@@ -270,10 +270,6 @@ class HeldOut:
         for step in steps:
             tally.count(step)
             yield step.batches[0]
-
-
-def _same(step: Step) -> Step:
-    return step
 
 
 def fork_server() -> Any:

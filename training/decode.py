@@ -172,51 +172,58 @@ def video(
         stream.thread_count = 1
         if stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
             raise BrokenError("its frames are too large")
-        stamps = _stamps(container, stream)
-        first = _first(stamps, bucket.frames, fps, place)
-        wanted = shown(stamps, first, bucket.frames, fps)
-        container.seek(0)
+        stamps = Stamps.of(container, stream)
+        first = _first(stamps.end_s, bucket.frames, fps, place)
+        wanted = stamps.ticks[shown(stamps.times_s, first, bucket.frames, fps)]
+        container.seek(int(wanted[0]), stream=stream)  # to the key frame before
         return _taken(container.decode(stream), wanted, bucket, box)
 
 
-def _stamps(container, stream) -> tuple[np.ndarray, float]:
-    """Seconds since the first frame of each, and the end of the last, from the packets alone."""
-    packets = [one for one in container.demux(stream) if one.size]
-    base = float(stream.time_base)
-    if not packets or any(one.pts is None for one in packets):
-        raise BrokenError("its frames have no time stamps")
-    order = sorted(packets, key=lambda one: one.pts)
-    times = np.array([one.pts for one in order], np.int64)
-    lasts = order[-1].duration or (times[-1] - times[-2] if len(times) > 1 else 0)
-    return (times - times[0]) * base, float((times[-1] - times[0] + lasts) * base)
+@dataclass(frozen=True)
+class Stamps:
+    """When each frame of a clip is shown, in order."""
+
+    ticks: np.ndarray  # of the container's clock
+    times_s: np.ndarray  # since the first frame
+    end_s: float  # of the last frame
+
+    @classmethod
+    def of(cls, container, stream) -> "Stamps":
+        """From the packets alone, without decoding."""
+        packets = [one for one in container.demux(stream) if one.size and not one.is_discard]
+        if not packets or any(one.pts is None for one in packets):
+            raise BrokenError("its frames have no time stamps")
+        packets.sort(key=lambda one: one.pts)
+        ticks, clock = np.array([one.pts for one in packets], np.int64), stream.time_base
+        lasts = packets[-1].duration or (ticks[-1] - ticks[-2] if len(ticks) > 1 else 0)
+        times = ticks - ticks[0]
+        return cls(ticks, times * float(clock), float((times[-1] + lasts) * clock))
 
 
-def _first(stamps: tuple[np.ndarray, float], frames: int, fps: float, place: float) -> int:
+def _first(end_s: float, frames: int, fps: float, place: float) -> int:
     """The first frame of a window, counted at the wanted rate."""
-    has = max(1, math.ceil(stamps[1] * fps - NEAR))
+    has = max(1, math.ceil(end_s * fps - NEAR))
     if has < frames:
-        raise BrokenError(
-            f"{has} frames at {fps:g} a second, fewer than the {frames} of its bucket"
-        )
+        raise BrokenError(f"{has} frames at {fps:g} a second; its bucket wants {frames}")
     return min(has - frames, int(place * (has - frames + 1)))
 
 
-def shown(stamps: tuple[np.ndarray, float], first: int, frames: int, fps: float) -> np.ndarray:
+def shown(times_s: np.ndarray, first: int, frames: int, fps: float) -> np.ndarray:
     """Which frame is shown at each of the wanted times: the last one that has begun."""
-    times = (first + np.arange(frames)) / fps
-    return np.maximum(np.searchsorted(stamps[0], times + NEAR / fps, side="right") - 1, 0)
+    times = (first + np.arange(frames) + NEAR) / fps
+    return np.maximum(np.searchsorted(times_s, times, side="right") - 1, 0)
 
 
 def _taken(walk, wanted: np.ndarray, bucket: Bucket, box: list[int] | None) -> Tensor:
-    """The wanted frames of a walk, each scaled and cut; those that repeat are copied."""
+    """The wanted frames of a walk, each scaled and cut; one that is wanted twice is copied."""
     out = np.empty((len(wanted), bucket.height, bucket.width, 3), np.uint8)
     scaler, at = VideoReformatter(), 0
-    for number, frame in enumerate(walk):
-        if number != wanted[at]:
+    for frame in walk:
+        if frame.pts != wanted[at]:
             continue
         out[at] = _scaled(frame, scaler, bucket, box)
         at += 1
-        while at < len(wanted) and wanted[at] == number:
+        while at < len(wanted) and wanted[at] == wanted[at - 1]:
             out[at] = out[at - 1]
             at += 1
         if at == len(wanted):

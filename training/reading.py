@@ -136,6 +136,11 @@ def shared(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.empty(0, dtype=dtype).set_(storage, 0, shape)
 
 
+def whole(step: Step) -> Step:
+    """A step is no list of samples that the loader would have to put together."""
+    return step
+
+
 @dataclass
 class Tally:
     """How many samples were read, and which could not be."""
