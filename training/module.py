@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
@@ -94,6 +94,9 @@ class Trained(LightningModule):
         A name may hold a path, e.g. `timestep/0500`; all are averaged over the clips.
         """
         raise NotImplementedError
+
+    def finish(self, data: LightningDataModule) -> None:
+        """After the last step, before the run is marked as done."""
 
     # --- one step ------------------------------------------------------------------------------
 
@@ -202,6 +205,8 @@ class Trained(LightningModule):
 
     @torch.no_grad()
     def validation_step(self, batch: Batch, index: int) -> None:
+        if batch.repeat:
+            return
         for name, values in self.measure(batch, index).items():
             total = self._sums.setdefault(name, [0.0, 0.0])
             total[0] += float(values.double().sum())
@@ -233,11 +238,3 @@ class Trained(LightningModule):
         self.step, self.validation = state["step"], state["validation"]
         self.rate.load_state_dict(state["rate"])
         self.guard.load_state_dict(state["guard"])
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, index: int) -> Any:
-        for one in batch.batches if isinstance(batch, Step) else [batch]:
-            for name in ("video", "mean", "logvar"):
-                tensor = getattr(one, name)
-                if tensor is not None:
-                    setattr(one, name, tensor.to(device, non_blocking=True))
-        return batch

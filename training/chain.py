@@ -1,0 +1,75 @@
+"""A chain of recipes, such as the published curriculum: each starts from the one before.
+
+Every stage is a run of its own, runs/<recipe>/<name of the chain's run>. Run again, finished stages
+are passed over, and the one under way goes on.
+"""
+
+import csv
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+from recipes.load import load
+from recipes.training import DITS, VAES, Fit
+from training import console
+from training.runs import open_run, stages
+
+# of the chain itself; a stage has its own
+OWN = ("recipe", "trains", "chain", "name", "resume", "expect")
+
+
+def run(config: Fit, fit: Callable[[Fit], None]) -> None:
+    """Trains what is not finished.
+
+    Args:
+        config: keys that differ from the chain's own file hold for every stage; `model` for those
+            that have such a size.
+        fit: trains one recipe.
+    """
+    given = dict(differing(load(Fit, [f"recipe={config.recipe}"]), config))
+    if config.plan:
+        for recipe in config.chain:
+            console.say(f"\n{recipe}")
+            fit(stage(recipe, given))
+        return
+    with open_run(config) as chain:
+        for one in stages(chain):
+            if one.done:
+                console.say(f"{one.recipe}: done, {one.folder}")
+                continue
+            console.say(f"\n{one.recipe}")
+            fit(replace(stage(one.recipe, given), name=chain.name, resume="auto"))
+        chain.finish()
+
+
+def stage(recipe: str, given: dict[str, Any]) -> Fit:
+    """A recipe with the keys that were given for all."""
+    sizes = {"vae": VAES, "dit": DITS}[load(Fit, [f"recipe={recipe}"]).trains]
+    mine = {name: value for name, value in given.items() if name != "model" or value in sizes}
+    return load(Fit, [f"recipe={recipe}", *(f"{k}={written(v)}" for k, v in mine.items())])
+
+
+def differing(before: Any, after: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Keys with another value than before, by their dotted paths."""
+    for field in fields(after):
+        was, now = getattr(before, field.name), getattr(after, field.name)
+        if is_dataclass(now):
+            yield from differing(was, now, f"{prefix}{field.name}.")
+        elif isinstance(now, dict):
+            for name in now:
+                if was.get(name) != now[name]:
+                    yield f"{prefix}{field.name}.{name}", now[name]
+        elif was != now and prefix + field.name not in OWN:
+            yield prefix + field.name, now
+
+
+def written(value: Any) -> str:
+    """A value as it is written on the command line."""
+    if isinstance(value, list):
+        row = io.StringIO()
+        csv.writer(row).writerow(value)
+        return f"[{row.getvalue().strip()}]"
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    return str(value)
