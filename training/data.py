@@ -30,7 +30,7 @@ from training.batch import Batch, Step
 from training.buckets import Assignment, assign
 from training.decode import HELD_OUT, Taste
 from training.index import Index, gather
-from training.reading import Reader, Request, Requests, Tally, Wanted, whole
+from training.reader import Reader, Request, Requests, Tally, Wanted, whole
 from training.stream import SPARES, Planned, Pool, Stream, mixed, pool
 
 HELD_OUT_DRAW = 0  # seed of which held-out clips are taken: the same whatever the run's seed
@@ -191,11 +191,11 @@ class ShardData(LightningDataModule):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.state = state["state"]
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, _: int) -> Any:
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         if isinstance(batch, Step):
             # Lightning has the next step read ahead; this is the one about to be trained on
             self.taken(batch)
-        return batch.to(device)
+        return batch
 
     # --- validation ----------------------------------------------------------------------------
 
@@ -275,7 +275,7 @@ class HeldOut:
 def fork_server() -> Any:
     """How readers are started: from a process that has imported what they need, and no more."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["training.reading"])
+    context.set_forkserver_preload(["training.reader"])
     return context
 
 

@@ -245,6 +245,7 @@ def _scaled(frame: av.VideoFrame, scaler: VideoReformatter, bucket: Bucket, box)
         format="rgb24",
         interpolation=Interpolation.AREA,
         dst_color_range=ColorRange.JPEG,
+        threads=1,  # readers are processes already; swscale's own threads only wait
     ).to_ndarray()
     return fit.cut(np.rot90(rgb, -turn) if turn else rgb)
 
