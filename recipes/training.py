@@ -100,6 +100,7 @@ class VaeLoss:
     """The VAE's: weighted sum (Wan report, section 3.1)."""
 
     l1: float = key(3.0, "weight of the mean absolute error")
+    l2: float = key(0.0, "weight of the mean squared error; the report has none")
     kl: float = key(3e-6, "weight of the divergence from the standard normal")
     perceptual: float = key(3.0, "weight of the perceptual distance")
     backbone: str = key(
