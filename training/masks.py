@@ -25,7 +25,7 @@ def draw_mask(frames: int, shares: Mapping[str, float], generator: torch.Generat
     names = [name for name, share in shares.items() if share > 0]
     if not names:
         raise ValueError("objective.masks: an image-to-video model needs one above 0")
-    weights = torch.tensor([shares[name] for name in names])
+    weights = torch.tensor([float(shares[name]) for name in names])
     kind = names[int(torch.multinomial(weights, 1, generator=generator))]
     if frames == 1:
         return given

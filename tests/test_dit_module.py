@@ -1,0 +1,179 @@
+"""The DiT's training step against flow matching written out, and what it draws at random."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from model import flow
+from model.byte_encoder import ByteEncoder
+from model.condition import fold
+from model.dit import WanDiT
+from model.vae import WanVAE
+from recipes.load import load
+from recipes.training import Fit
+from tests.drawn import draw
+from training.batch import Batch, Bucket
+from training.dit_module import DiTModule, pixels
+
+BUCKET = Bucket(32, 16, 5)
+SIZES = {"width": 64, "ffn_width": 32, "num_heads": 2, "num_layers": 1}
+SIZES |= {"text_width": 16, "text_length": 32}
+
+
+def module(*keys: str, **sizes: int) -> DiTModule:
+    torch.manual_seed(0)
+    config = load(Fit, ["optimizer.ema=0", "text_encoder=bytes", *keys])
+    dit = draw(WanDiT(**SIZES | sizes)).train()
+    vae = draw(WanVAE(width=4, blocks=1)).requires_grad_(False)
+    text = ByteEncoder(width=16, length=32).requires_grad_(False)
+    return DiTModule(dit, config, vae, text)
+
+
+def batch(count: int = 3) -> Batch:
+    generator = torch.Generator().manual_seed(1)
+    shape = (count, 3, BUCKET.frames, BUCKET.height, BUCKET.width)
+    video = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+    prompts = [f"prompt {number}" for number in range(count)]
+    return Batch(BUCKET, [f"clip-{number}" for number in range(count)], prompts, video)
+
+
+def cached(module: DiTModule, one: Batch) -> Batch:
+    posterior = module.vae.encode(pixels(one.video))
+    return replace(one, video=None, mean=posterior.mean, logvar=posterior.logvar)
+
+
+class Watched(torch.nn.Module):
+    """A network that remembers what it was asked, and says what it is told to."""
+
+    def __init__(self, says) -> None:
+        super().__init__()
+        self.config = {"in_channels": 16, "out_channels": 16, "image_width": None}
+        self.says, self.asked = says, []
+
+    def forward(self, latents, timestep, text, **given):
+        self.asked.append((latents, timestep, text, given))
+        return self.says(latents)
+
+
+def test_the_loss_is_the_squared_distance_from_noise_less_data():
+    one = module("objective.text_dropout=0", "data.posterior=mean")
+    spy = one.network = Watched(torch.zeros_like)
+    losses = one.losses(batch(), one.generator(4, 1)).total
+    (x, timestep, *_) = spy.asked[0]
+    data = one.vae.normalize(one.vae.encode(pixels(batch().video)).mean)
+    sigma = (timestep / 1000).view(-1, 1, 1, 1, 1)
+    noise = (x - (1 - sigma) * data) / sigma
+    torch.testing.assert_close(
+        losses, (noise - data).square().flatten(1).mean(1), rtol=1e-3, atol=0
+    )
+    assert 0.9 < float(noise.std()) < 1.1
+
+
+def test_a_network_that_knows_the_velocity_loses_nothing():
+    one = module("objective.text_dropout=0", "data.posterior=mean")
+    data = one.latents(batch(), one.generator(0, 0))
+    asked = one.network = Watched(None)
+
+    def velocity(x):
+        return (x - data) / (asked.asked[-1][1] / 1000).view(-1, 1, 1, 1, 1)
+
+    asked.says = velocity
+    assert float(one.losses(batch(), one.generator(0, 0)).total.max()) < 1e-6
+
+
+def test_what_is_drawn_depends_on_seed_step_and_batch_alone():
+    one = module()
+    first = one.losses(batch(), one.generator(4, 1)).total
+    torch.rand(100)  # the global generator has no say
+    assert torch.equal(first, one.losses(batch(), one.generator(4, 1)).total)
+    for other in (one.generator(5, 1), one.generator(4, 2), module("seed=1").generator(4, 1)):
+        assert not torch.equal(first, one.losses(batch(), other).total)
+
+
+def test_a_cached_posterior_trains_as_the_pixels_do():
+    one = module()
+    pixel = one.losses(batch(), one.generator(0, 0)).total
+    torch.testing.assert_close(one.losses(cached(one, batch()), one.generator(0, 0)).total, pixel)
+
+
+def test_a_share_of_the_prompts_is_dropped_for_the_empty_one():
+    one = module("objective.text_dropout=0.25")
+    one.network = Watched(torch.zeros_like)
+    empty = one.features([""])[0]
+    for step in range(40):
+        one.losses(cached(one, batch(8)), one.generator(step, 0))
+    rows = [row for _, _, text, _ in one.network.asked for row in text]
+    share = sum(torch.equal(row, empty) for row in rows) / len(rows)
+    assert share == pytest.approx(0.25, abs=0.06)
+
+
+@pytest.mark.parametrize(("keys", "shift"), [((), 1.0), (("objective.shift=3",), 3.0)])
+def test_noise_levels_have_the_recipes_distribution(keys, shift):
+    one = module("objective.distribution=uniform", *keys)
+    one.network = Watched(torch.zeros_like)
+    for step in range(60):
+        one.losses(cached(one, batch(8)), one.generator(step, 0))
+    sigmas = torch.cat([timestep for _, timestep, *_ in one.network.asked]) / 1000
+    even = flow.unshift_sigma(sigmas, shift)
+    assert float(even.mean()) == pytest.approx(0.5, abs=0.02)
+    assert float(even.std()) == pytest.approx(12**-0.5, abs=0.02)
+
+
+def test_validation_asks_the_same_question_every_time():
+    one = module("validate.timesteps=4")
+    first = one.measure(batch(), 0)
+    torch.rand(10)
+    again = one.measure(batch(), 0)
+    assert first.keys() == again.keys()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    levels = [name for name in first if name.startswith("timestep/") and name.count("/") == 1]
+    assert levels == [f"timestep/{one}" for one in ("0125", "0375", "0625", "0875")]
+    mean = torch.stack([first[name] for name in levels]).mean(0)
+    torch.testing.assert_close(first["loss"], mean)
+    assert f"timestep/0125/{BUCKET.name}" in first
+
+
+def test_validation_measures_the_averaged_weights():
+    one = module("optimizer.ema=0.9")
+    with torch.no_grad():
+        one.ema.network.head.head.weight.zero_()
+        one.ema.network.head.head.bias.zero_()
+    one.ema.network.eval()
+    found = one.measure(cached(one, batch()), 0)
+    data = one.latents(cached(one, batch()), one.generator(-1, 0))
+    # a network that says nothing is off by noise less data
+    assert float(found["timestep/0050"].mean()) == pytest.approx(
+        1 + float(data.square().mean()), rel=0.1
+    )
+
+
+def test_image_to_video_is_told_the_given_frames_and_nothing_of_the_others():
+    one = module("objective.masks.first=1", "objective.text_dropout=0", in_channels=36)
+    told = one.given(batch(), one.generator(0, 0))
+    mask = torch.zeros(BUCKET.frames, dtype=torch.bool)
+    mask[0] = True
+    condition = told["condition"]
+    assert torch.equal(condition[0, :4, :, 0, 0], fold(mask.float()))
+    other = batch()
+    other.video[:, :, 1:] = 0
+    assert torch.equal(one.given(other, one.generator(0, 0))["condition"], condition)
+    other.video[:, :, 0] = 0
+    assert not torch.equal(one.given(other, one.generator(0, 0))["condition"], condition)
+    assert one.losses(batch(), one.generator(0, 0)).total.shape == (3,)
+
+
+def test_gradients_reach_every_weight_and_no_frozen_part():
+    one = module()
+    one.losses(batch(), one.generator(0, 0)).total.mean().backward()
+    assert all(value.grad is not None for value in one.network.parameters())
+    assert all(value.grad is None for value in one.vae.parameters())
+    assert not any(name.startswith(("vae", "text")) for name in one.state_dict())
+
+
+def test_remembered_prompts_are_those_that_came_last(monkeypatch):
+    monkeypatch.setattr("training.dit_module.REMEMBERED", 2)
+    one = module()
+    fresh = one.features(["a", "b", "c"])
+    assert list(one._features) == ["b", "c"]
+    torch.testing.assert_close(one.features(["a", "b", "c"]), fresh)
