@@ -10,6 +10,7 @@ with the same pixels (`tests/benchmarks/loading.py`), and safe in a forked proce
 import hashlib
 import io
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -71,11 +72,9 @@ def decode(row: Row, bucket: Bucket, taste: Taste, epoch: int) -> Decoded:
     draw = np.random.default_rng(seeded(taste.seed if epoch >= 0 else 0, epoch, row.key))
     place = draw.random() if epoch >= 0 else 0.5
     try:
-        members = tars.sample(row.place, row.start, row.stop, row.name)
+        members = tars.sample(row)
         told = tars.parsed(members["json"]) if "json" in members else {}
-        found = Decoded(
-            caption(told, members.get("txt"), taste, draw), tier(told), scores(told), told=told
-        )
+        found, span = Decoded("", tier(told), scores(told), told=told), (0, 0)
         media = next((members[one] for one in SUFFIXES[row.media] if one in members), None)
         if media is None:
             raise BrokenError(f"the tar has no {row.media} of it")
@@ -84,11 +83,12 @@ def decode(row: Row, bucket: Bucket, taste: Taste, epoch: int) -> Decoded:
         if row.media == "safetensors":
             found.mean, found.logvar = posterior(media, bucket)
         elif row.media == "mp4":
-            found.video = video(media, bucket, taste.fps, place, told.get(BOXES))
+            found.video, span = video(media, bucket, taste.fps, place, told.get(BOXES))
         else:
             found.video = image(media, bucket, told.get(BOXES))
     except (TarError, OSError, av.error.FFmpegError, ValueError, cv2.error) as error:
         raise BrokenError(_line(error)) from None
+    found.prompt = caption(told, members.get("txt"), span, taste, draw)
     if taste.needs_caption and not found.prompt:
         raise BrokenError("it has no caption")
     return found
@@ -121,13 +121,22 @@ def check(media: bytes, digest: str) -> None:
 
 
 def caption(
-    told: dict[str, Any], text: bytes | None, taste: Taste, draw: np.random.Generator
+    told: dict[str, Any],
+    text: bytes | None,
+    span: tuple[int, int],
+    taste: Taste,
+    draw: np.random.Generator,
 ) -> str:
-    """One caption, of the wanted language where there is one; empty where there is none."""
-    some = foreign.captions(told)
+    """One caption, of the wanted language where there is one; empty where there is none.
+
+    Args:
+        text: of the `.txt` beside it.
+        span: first and last of its own frames that are shown.
+    """
+    some = foreign.of_span(foreign.captions(told), *span)
     if not some and text is not None:
-        some = [{"text": text.decode("utf-8", "replace"), "language": ""}]
-    wanted = [one for one in some if one["language"].lower().split("-")[0] == taste.captions]
+        some = [{"text": text.decode("utf-8", "replace")}]
+    wanted = [one for one in some if one.get("language", "").partition("-")[0] == taste.captions]
     texts = [one["text"].strip() for one in (wanted or some)]
     return texts[int(draw.integers(len(texts)))] if texts else ""
 
@@ -152,10 +161,11 @@ def scores(told: dict[str, Any]) -> dict[str, float]:
 
 def video(
     data: bytes, bucket: Bucket, fps: float, place: float, box: list[int] | None = None
-) -> Tensor:
+) -> tuple[Tensor, tuple[int, int]]:
     """uint8 [3, T, H, W]: of a clip, as many frames as the bucket has, scaled to cover it.
 
-    Frame k is the one that is shown k / fps after the first.
+    Frame k is the one that is shown k / fps after the first. Also the numbers, among the clip's own
+    frames, of the first and the last of them.
 
     Args:
         place: 0 … 1, which of the possible first frames.
@@ -174,9 +184,11 @@ def video(
             raise BrokenError("its frames are too large")
         stamps = Stamps.of(container, stream)
         first = _first(stamps.end_s, bucket.frames, fps, place)
-        wanted = stamps.ticks[shown(stamps.times_s, first, bucket.frames, fps)]
+        numbers = shown(stamps.times_s, first, bucket.frames, fps)
+        wanted = stamps.ticks[numbers]
         container.seek(int(wanted[0]), stream=stream)  # to the key frame before
-        return _taken(container.decode(stream), wanted, bucket, box)
+        taken = _taken(container.decode(stream), wanted, stream.sample_aspect_ratio, bucket, box)
+        return taken, (int(numbers[0]), int(numbers[-1]))
 
 
 @dataclass(frozen=True)
@@ -214,14 +226,20 @@ def shown(times_s: np.ndarray, first: int, frames: int, fps: float) -> np.ndarra
     return np.maximum(np.searchsorted(times_s, times, side="right") - 1, 0)
 
 
-def _taken(walk, wanted: np.ndarray, bucket: Bucket, box: list[int] | None) -> Tensor:
+def _taken(
+    walk: Iterator[av.VideoFrame],
+    wanted: np.ndarray,
+    ratio: Fraction | None,
+    bucket: Bucket,
+    box: list[int] | None,
+) -> Tensor:
     """The wanted frames of a walk, each scaled and cut; one that is wanted twice is copied."""
     out = np.empty((len(wanted), bucket.height, bucket.width, 3), np.uint8)
     scaler, at = VideoReformatter(), 0
     for frame in walk:
         if frame.pts != wanted[at]:
             continue
-        out[at] = _scaled(frame, scaler, bucket, box)
+        out[at] = _scaled(frame, scaler, ratio, bucket, box)
         at += 1
         while at < len(wanted) and wanted[at] == wanted[at - 1]:
             out[at] = out[at - 1]
@@ -231,12 +249,16 @@ def _taken(walk, wanted: np.ndarray, bucket: Bucket, box: list[int] | None) -> T
     raise BrokenError(f"only {at} of {len(wanted)} frames can be decoded")
 
 
-def _scaled(frame: av.VideoFrame, scaler: VideoReformatter, bucket: Bucket, box) -> np.ndarray:
-    """RGB [H, W, 3]."""
-    turn = round(-frame.rotation / 90) % 4
-    ratio = frame.sample_aspect_ratio or Fraction(1) if hasattr(frame, "sample_aspect_ratio") else 1
-    size = frame.width * float(ratio if 0.1 <= ratio <= 10 else 1), frame.height
-    fit = Fit.of(size[::-1] if turn % 2 else size, (bucket.width, bucket.height), box)
+def _scaled(
+    frame: av.VideoFrame,
+    scaler: VideoReformatter,
+    ratio: Fraction | None,
+    bucket: Bucket,
+    box: list[int] | None,
+) -> np.ndarray:
+    """RGB [H, W, 3]; `ratio`: of a pixel's width to its height."""
+    turn = foreign.quarters(frame)
+    fit = Fit.of(foreign.upright(frame, ratio), (bucket.width, bucket.height), box)
     width, height = (fit.height, fit.width) if turn % 2 else (fit.width, fit.height)
     rgb = scaler.reformat(
         frame,
@@ -299,7 +321,7 @@ def image(data: bytes, bucket: Bucket, box: list[int] | None = None) -> Tensor:
         shrinks = fit.width < rgb.shape[1]
         how = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
         rgb = cv2.resize(rgb, (fit.width, fit.height), interpolation=how)
-    return torch.from_numpy(np.ascontiguousarray(fit.cut(rgb))).permute(2, 0, 1)[:, None]
+    return torch.from_numpy(np.array(fit.cut(rgb))).permute(2, 0, 1)[:, None]
 
 
 def posterior(data: bytes, bucket: Bucket) -> tuple[Tensor, Tensor]:

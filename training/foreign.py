@@ -1,17 +1,23 @@
 """WebDataset tars that curation didn't write: what is in them is found out by one walk.
 
-cosmos-curate and video2dataset lay a sample out as `<key>.mp4` with `<key>.json` and, sometimes,
-`<key>.txt` beside it. What the media are is taken from the media: a JSON may tell of the source. A
-tar is walked header by header, and of each media file only its own headers are read.
+video2dataset lays a sample out as `<key>.mp4` with `<key>.json` and `<key>.txt` beside it;
+cosmos-curate has `video/part_…/000000.tar` with the videos and `metas/part_…/000000.tar` with their
+JSON (and texts' embeddings, which are pickles and never opened). What the media are is taken from
+the media: a JSON may tell of the source. A tar is walked header by header, and of each media file
+only its headers and its first frame are read.
 """
 
 import hashlib
 import io
+import re
 from collections.abc import Sequence
+from contextlib import ExitStack
+from fractions import Fraction
 from typing import Any
 
 import av
 import numpy as np
+import pyarrow as pa
 from PIL import Image
 
 from recipes.load import UsageError
@@ -20,8 +26,18 @@ from training.tars import Member, TarError
 
 SUFFIXES = {"mp4": 0, "jpg": 1, "jpeg": 1, "png": 2}  # numbers of index.MEDIA
 VAL = 0.02  # share that is held out
-COLUMNS = ("start", "stop", "media", "width", "height", "frames", "duration", "weight", "captioned")
-KEPT = 64 << 10  # bytes of JSON and text a sample that are read, at most
+COLUMNS = {
+    "group": object,
+    **dict.fromkeys(("start", "stop", "beside"), np.int64),
+    **dict.fromkeys(("media", "width", "height", "frames"), np.int32),
+    **dict.fromkeys(("duration", "weight"), np.float64),
+    "captioned": bool,
+}
+KEPT = 64 << 10  # bytes of a text that are read, at most
+PROBING = (
+    *(av.error.FFmpegError, OSError, ValueError, IndexError, StopIteration, SyntaxError),
+    Image.DecompressionBombError,
+)
 
 
 class Window(io.RawIOBase):
@@ -52,39 +68,62 @@ class Window(io.RawIOBase):
         return len(data)
 
 
-def scanned(place: str) -> tuple[str, dict[str, Any]]:
-    """The tar's name, and columns of an Index for its samples; broken ones have no width.
+def media_tars(places: list[str]) -> list[str]:
+    """Those that may hold media: cosmos-curate keeps texts and embeddings in trees of their own."""
+    return [one for one in places if not re.search(r"/(metas|t5_xxl)/", one)]
+
+
+def scanned(place: str) -> tuple[str, dict[str, Any], str | None]:
+    """The tar, columns of an Index for its samples, and the tar beside it; broken ones are 0 wide.
 
     Also `group`: samples of one source file have the same, so that they are held out together.
 
     Raises:
         UsageError: it can't be read, or is no tar.
     """
-    columns: dict[str, list] = {name: [] for name in ("key", "group", *COLUMNS)}
+    rows: list[dict[str, Any]] = []
+    beside, notes = _beside(place)
     try:
-        with tars.opened(place) as file:
+        with ExitStack() as stack:
+            file = stack.enter_context(tars.opened(place))
+            other = stack.enter_context(tars.opened(beside)) if beside else file
             for some in tars.scan(place):
                 by = {one.suffix: one for one in some}
                 media = next((by[one] for one in SUFFIXES if one in by), None)
-                if media is None:
-                    continue
-                row = _row(file, by, media)
-                for name, value in row.items():
-                    columns[name].append(value)
+                if media is not None:
+                    rows.append(_row(file, other, by, media, notes.get(media.key)))
     except (OSError, TarError) as error:
         raise UsageError(f"{place}: can't be read: {error}") from None
-    return place, {n: v if n in ("key", "group") else np.array(v) for n, v in columns.items()}
+    columns = {name: np.array([row[name] for row in rows], kind) for name, kind in COLUMNS.items()}
+    columns["key"] = pa.array([row["key"] for row in rows], pa.large_string())
+    columns["beside"] = columns["beside"].reshape(-1, 2)
+    return place, columns, beside
 
 
-def _row(file: io.IOBase, by: dict[str, Member], media: Member) -> dict[str, Any]:
+def _beside(place: str) -> tuple[str | None, dict[str, Member]]:
+    """cosmos-curate's tar of JSONs that belongs to a tar of videos, and what it holds."""
+    head, video, tail = place.rpartition("/video/")
+    if not video:
+        return None, {}
+    other = f"{head}/metas/{tail}"
+    try:
+        return other, {one.key: one for some in tars.scan(other) for one in some}
+    except (OSError, TarError):
+        return None, {}
+
+
+def _row(
+    file: io.IOBase, other: io.IOBase, by: dict[str, Member], media: Member, notes: Member | None
+) -> dict[str, Any]:
     try:
         facts = probed(Window(file, media.offset, media.size), media.suffix)
-    except (av.error.FFmpegError, OSError, ValueError, IndexError, Image.DecompressionBombError):
+    except PROBING:
         facts = (0, 0, 0, 0.0)
     told: dict[str, Any] = {}
-    if "json" in by:
+    where = (other, notes) if notes else (file, by.get("json"))
+    if where[1]:
         try:
-            told = tars.parsed(_content(file, by["json"]))
+            told = tars.parsed(_content(*where))
         except TarError:
             facts = (0, 0, 0, 0.0)
     text = _content(file, by["txt"]).strip() if "txt" in by else b""
@@ -102,6 +141,7 @@ def _row(file: io.IOBase, by: dict[str, Member], media: Member) -> dict[str, Any
         "duration": duration,
         "weight": max(0.0, float(weight)) if isinstance(weight, int | float) else 1.0,
         "captioned": bool(text or captions(told)),
+        "beside": (notes.start, notes.offset + notes.size) if notes else (0, 0),
     }
 
 
@@ -111,7 +151,7 @@ def _content(file: io.IOBase, member: Member) -> bytes:
 
 
 def probed(file: io.IOBase, suffix: str) -> tuple[int, int, int, float]:
-    """Width, height (upright, square pixels), frames and seconds, from a file's headers."""
+    """Width, height (upright, square pixels), frames and seconds: a file's headers, one frame."""
     if suffix != "mp4":
         with Image.open(io.BufferedReader(file)) as image:
             turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
@@ -124,52 +164,65 @@ def probed(file: io.IOBase, suffix: str) -> tuple[int, int, int, float]:
         else:
             seconds = (container.duration or 0) / av.time_base
         seconds = seconds or (frames / float(rate) if rate else 0.0)
-        shape = stream.sample_aspect_ratio
-        width, height = stream.width, stream.height
-        if shape and 0.1 <= shape <= 10:
-            width = max(1, round(width * shape))
-        return width, height, frames or round(seconds * float(rate or 0)), seconds
+        width, height = upright(next(container.decode(stream)), stream.sample_aspect_ratio)
+        size = max(1, round(width)), max(1, round(height))
+        return *size, frames or round(seconds * float(rate or 0)), seconds
 
 
-def captions(told: dict[str, Any]) -> list[dict[str, str]]:
-    """All captions that a sample's JSON holds: `text` and, if known, `language`.
+def upright(frame: av.VideoFrame, ratio: Fraction | None) -> tuple[float, float]:
+    """Width and height as a frame is shown, in pixels of its own height.
+
+    Args:
+        ratio: of its pixels, width to height, as its stream says.
+    """
+    size = frame.width * float(ratio if ratio and 0.1 <= ratio <= 10 else 1), frame.height
+    return size[::-1] if quarters(frame) % 2 else size
+
+
+def quarters(frame: av.VideoFrame) -> int:
+    """By how many quarters a frame is to be turned clockwise."""
+    return round(-frame.rotation / 90) % 4
+
+
+def captions(told: dict[str, Any]) -> list[dict[str, Any]]:
+    """All captions that a sample's JSON holds: `text`, and if known `language` and `frames`.
 
     Ours has them under `captions`; video2dataset has one `caption`; cosmos-curate has them in
-    `windows`, each named `<model>_caption`.
+    `windows`, each named `<model>_caption`, of the frames that the window spans, both included.
     """
-    found = []
+    found: list[dict[str, Any]] = []
     some = told.get("captions")
     for one in some if isinstance(some, list) else []:
         if isinstance(one, dict) and isinstance(one.get("text"), str):
             found.append({"text": one["text"], "language": str(one.get("language") or "")})
         elif isinstance(one, str):
-            found.append({"text": one, "language": ""})
-    if not found:
-        if isinstance(told.get("caption"), str):
-            found.append({"text": told["caption"], "language": ""})
-        for window in told.get("windows") or []:
-            for name, text in window.items() if isinstance(window, dict) else ():
-                if name.endswith("_caption") and isinstance(text, str):
-                    found.append({"text": text, "language": ""})
+            found.append({"text": one})
+    if not found and isinstance(told.get("caption"), str):
+        found.append({"text": told["caption"]})
+    windows = told.get("windows") if not found else None
+    for window in windows if isinstance(windows, list) else []:
+        for name, text in window.items() if isinstance(window, dict) else ():
+            if name.endswith("_caption") and isinstance(text, str):
+                frames = window.get("start_frame"), window.get("end_frame")
+                is_span = all(isinstance(one, int) for one in frames)
+                found.append({"text": text} | ({"frames": frames} if is_span else {}))
     return [one for one in found if one["text"].strip()]
 
 
-def held_out(tables: Sequence[Any], split: str) -> list[Any]:
-    """Train's or val's part of tables that were not split, by hash of what they were cut from."""
-    for table in tables:
-        keys = table.columns.pop("group", None)
-        if keys is None:
-            keys = table.columns["key"].to_pylist()
-        chosen = np.array([_share(key) < VAL for key in keys], bool) == (split == "val")
-        columns = table.columns
-        for name in columns:
-            if name == "key":
-                names = columns[name]
-                names = names.to_pylist() if hasattr(names, "to_pylist") else names
-                columns[name] = [one for one, is_in in zip(names, chosen, strict=True) if is_in]
-            else:
-                columns[name] = columns[name][chosen]
-    return list(tables)
+def of_span(some: list[dict[str, Any]], first: int, last: int) -> list[dict[str, Any]]:
+    """The captions that are of frames first … last, those of the window that has most of them."""
+    shared = {}
+    for at, one in enumerate(some):
+        low, high = one.get("frames", (first, last))
+        shared[at] = max(0, min(high, last) - max(low, first) + 1)
+    most = max(shared.values(), default=0)
+    return [some[at] for at, count in shared.items() if count == most]
+
+
+def held_out(groups: Sequence[str]) -> np.ndarray:
+    """Which rows are val's: those whose source's name says so by its hash."""
+    chosen = {one: _share(one) < VAL for one in set(groups)}
+    return np.array([chosen[one] for one in groups], bool)
 
 
 def _share(key: str) -> float:

@@ -12,6 +12,7 @@ import io
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -54,6 +55,7 @@ class Index:
         duration: seconds, the last frame's own included; of an image 0.
         weight: curation's sampling weight × the source's.
         captioned: whether it has a caption.
+        beside: [rows, 3], which of `places` holds the rest of it, and its range; −1: none does.
     """
 
     sources: list[str]
@@ -70,6 +72,7 @@ class Index:
     duration: np.ndarray
     weight: np.ndarray
     captioned: np.ndarray
+    beside: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.source)
@@ -93,7 +96,12 @@ class Index:
             int(self.stop[number]),
             MEDIA[self.media[number]],
             int(number),
+            self._beside(number),
         )
+
+    def _beside(self, number: int) -> tuple[str, int, int] | None:
+        place, start, stop = (-1, 0, 0) if self.beside is None else self.beside[number].tolist()
+        return (self.places[place], start, stop) if place >= 0 else None
 
 
 @dataclass
@@ -102,6 +110,7 @@ class Table:
 
     place: str
     columns: dict[str, Any]
+    beside: str | None = None  # the tar that holds the rest of them; ranges are in `columns`
 
 
 COLUMNS = {
@@ -160,7 +169,7 @@ def read_source(source: str, split: str) -> list[Table]:
     """
     folder = source.rstrip("/") if tars.is_remote(source) else str(Path(source).expanduser())
     if folder.endswith(".tar"):
-        return foreign.held_out(_scanned(list(braceexpand(folder))), split)
+        return _held_out(_scanned(list(braceexpand(folder))), split)
     for place, has_splits in ((f"{folder}/{split}", True), (folder, False)):
         content = _manifest(place)
         if content is None:
@@ -168,7 +177,7 @@ def read_source(source: str, split: str) -> list[Table]:
         entries = [entry for entry in content["shards"] if entry["shard"]]
         with ThreadPoolExecutor(THREADS) as pool:
             tables = list(pool.map(partial(_own, place), entries))
-        return tables if has_splits else foreign.held_out(tables, split)
+        return tables if has_splits else _held_out(tables, split)
     if _manifest(f"{folder}/train") is not None:
         return []  # curation held nothing out
     found = _tars(folder)
@@ -182,13 +191,13 @@ def read_source(source: str, split: str) -> list[Table]:
     parts = [one for one in found if f"/{split}/" in one]
     if parts or any(f"/{one}/" in two for one in ("train", "val") for two in found):
         return _scanned(parts)
-    return foreign.held_out(_scanned(found), split)
+    return _held_out(_scanned(found), split)
 
 
 def _manifest(folder: str) -> dict[str, Any] | None:
     """Of a finished folder of ours; None where there is none."""
     if not tars.is_remote(folder):
-        has_ours = (Path(folder) / "manifest.json").exists() or any(Path(folder).glob("*.parquet"))
+        has_ours = (Path(folder) / "manifest.json").exists() or _unfinished(Path(folder))
         return manifest(folder) if has_ours else None
     store, path = tars.filesystem(f"{folder}/manifest.json")
     try:
@@ -198,6 +207,15 @@ def _manifest(folder: str) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError, AttributeError) as error:
         raise UsageError(f"{folder}: its manifest can't be read: {error}") from None
+
+
+def _unfinished(folder: Path) -> bool:
+    """Whether curation began to write there; video2dataset has Parquet beside its tars too."""
+    for path in folder.glob("*.parquet"):
+        with suppress(OSError, pa.ArrowInvalid):
+            if b"plan" in (pq.read_schema(path).metadata or {}):
+                return True
+    return False
 
 
 def _tars(folder: str) -> list[str]:
@@ -247,8 +265,24 @@ def _own(folder: str, entry: dict[str, Any]) -> Table:
 
 
 def _scanned(found: list[str]) -> list[Table]:
+    """Tables of tars that have no index of ours."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return [Table(*one) for one in pool.map(foreign.scanned, found)]
+        return [Table(*one) for one in pool.map(foreign.scanned, foreign.media_tars(found))]
+
+
+def _held_out(tables: list[Table], split: str) -> list[Table]:
+    """Train's or val's part of tables that were not split, by hash of what they were cut from."""
+    for table in tables:
+        columns = table.columns
+        group = columns.get("group")
+        group = columns["key"].to_pylist() if group is None else group
+        chosen = foreign.held_out(group) == (split == "val")
+        table.columns = {
+            name: column.filter(pa.array(chosen)) if name == "key" else column[chosen]
+            for name, column in columns.items()
+            if name != "group"
+        }
+    return tables
 
 
 def _joined(
@@ -267,14 +301,33 @@ def _joined(
     share = np.array(weights, np.float32)[source]
     columns["weight"] = columns["weight"] * share if weighted else share
     keys = [_keys(table.columns["key"]) for _, table in flat]
+    places = [table.place for _, table in flat]
+    beside = None
+    if any(table.beside for _, table in flat):
+        parts = []
+        for _, table in flat:
+            if table.beside:
+                places.append(table.beside)
+            range_ = table.columns.get("beside")
+            parts.append(_beside(range_, len(places) - 1, len(table.columns["start"])))
+        beside = np.concatenate(parts)
     return Index(
         sources=sources,
-        places=[table.place for _, table in flat],
+        places=places,
         keys=pa.chunked_array([one for some in keys for one in some], pa.large_string()),
         source=source,
         place=np.repeat(np.arange(len(flat), dtype=np.int32), sizes),
         **columns,
+        beside=beside,
     )
+
+
+def _beside(ranges: np.ndarray | None, place: int, rows: int) -> np.ndarray:
+    """A table's part of `Index.beside`."""
+    if ranges is None:
+        return np.tile(np.array([-1, 0, 0]), (rows, 1))
+    where = np.where(ranges[:, 1] > 0, place, -1)
+    return np.concatenate([where[:, None], ranges], 1)
 
 
 def _keys(keys: Any) -> list[pa.Array]:
@@ -291,6 +344,6 @@ def subset(index: Index, chosen: np.ndarray) -> Index:
         if one.name == "keys"
         else getattr(index, one.name)[chosen]
         for one in fields(index)
-        if one.name not in same
+        if one.name not in same and getattr(index, one.name) is not None
     }
     return Index(index.sources, index.places, **taken)

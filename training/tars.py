@@ -50,6 +50,7 @@ class Row:
     stop: int
     media: str
     number: int  # its row in the index
+    beside: tuple[str, int, int] | None = None  # another tar with the rest of it, and where
 
 
 def is_remote(place: str) -> bool:
@@ -160,19 +161,21 @@ def _long_name(kind: bytes, data: bytes) -> str | None:
     return found[1].decode("utf-8", "surrogateescape") if found else None
 
 
-def sample(place: str, start: int, stop: int, key: str) -> dict[str, bytes]:
+def sample(row: Row) -> dict[str, bytes]:
     """The members of one sample by suffix; other samples' members in the range are passed over.
 
     Raises:
         OSError: as the system or the store says.
         TarError: the range is no part of a tar, or doesn't hold the sample.
     """
-    data = read(place, start, stop)
-    found = {
-        one.suffix: data[one.offset : one.offset + one.size]
-        for one in members(data)
-        if one.key == key and one.offset + one.size <= len(data)
-    }
+    found: dict[str, bytes] = {}
+    for place, start, stop in filter(None, [(row.place, row.start, row.stop), row.beside]):
+        data = read(place, start, stop)
+        found |= {
+            one.suffix: data[one.offset : one.offset + one.size]
+            for one in members(data)
+            if one.key == row.name and one.offset + one.size <= len(data)
+        }
     if not found:
         raise TarError("the tar holds another sample there than its index says")
     return found
