@@ -147,7 +147,8 @@ class Tally:
 
     share: float  # of broken ones, from which on the run stops
     seen: int = 0
-    broken: list[str] = field(default_factory=list)
+    broken: int = 0
+    named: list[str] = field(default_factory=list)  # the first few broken ones, and why
 
     def count(self, step: Step) -> None:
         """Adds a step.
@@ -156,15 +157,17 @@ class Tally:
             BrokenDataError: more are broken than the share allows for, chance included, or a batch
                 could not be filled.
         """
-        self.broken += step.broken
+        self.broken += len(step.broken)
+        self.named += [one for one in step.broken if one not in self.named][: NAMED + 1]
         self.seen += sum(map(len, step.batches)) + len(step.broken)
         expected = self.share * self.seen
         # three deviations of a count whose mean is the share; so a run isn't stopped by bad luck
         allowed = expected + 3 * math.sqrt(expected) + 1
-        if step.lost or (self.seen >= SEEN and len(self.broken) > allowed):
-            some = "; ".join(self.broken[:NAMED])
-            raise BrokenDataError(
-                f"{len(self.broken)} of {self.seen} samples can't be read, more than "
-                f"data.broken_share={self.share:g} allows: {some}"
-                + ("; …" if len(self.broken) > NAMED else "")
-            )
+        if not step.lost and (self.seen < SEEN or self.broken <= allowed):
+            self.named = self.named[: NAMED + 1]
+            return
+        why = f"more than data.broken_share={self.share:g} allows"
+        if step.lost:
+            why = "and no other sample of their bucket could stand in"
+        some = "; ".join(self.named[:NAMED]) + ("; …" if len(self.named) > NAMED else "")
+        raise BrokenDataError(f"{self.broken} of {self.seen} samples can't be read, {why}: {some}")
