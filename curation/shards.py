@@ -18,21 +18,25 @@ from pathlib import Path
 from typing import Any
 
 from curation.buckets import bucket, bucket_size
-from curation.layout import INDEX, MEMBER, SHARD, file_sha256, manifest, rows
+from curation.layout import INDEX, KEY, MEMBER, SHARD, Tar, file_sha256, manifest, promised, rows
 from curation.packing import ShardPlan, finish, plan, retry, write_shard
 from curation.record import Sample
 from recipes.load import UsageError
 
 __all__ = [
     "INDEX",
+    "KEY",
     "Sample",
     "ShardPlan",
+    "Tar",
     "bucket",
     "bucket_size",
+    "file_sha256",
     "finish",
     "index",
     "manifest",
     "plan",
+    "promised",
     "read",
     "retry",
     "verify",

@@ -21,13 +21,15 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from rich.console import RenderableType
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
+from model.vae import WanVAE
 from recipes.load import UsageError
 from recipes.training import Fit
 from training import allotment, buckets
 from training.batch import Batch, Step
 from training.buckets import Assignment, assign
+from training.cache import check
 from training.decode import HELD_OUT, Taste
 from training.index import Index, gather
 from training.reader import Reader, Request, Requests, Tally, Wanted, whole
@@ -57,13 +59,18 @@ class ShardData(LightningDataModule):
                 f"buckets.batches={config.buckets.batches}: wants a multiple of the {world} "
                 "processes that read"
             )
+        if config.data.latents and (kind == "vae" or any(config.objective.masks.values())):
+            raise UsageError(
+                f"data.latents={config.data.latents}: a VAE and an image-to-video model are "
+                "trained on pixels; leave it out"
+            )
         if not 0 <= config.data.image_share <= 1:
             raise UsageError(f"data.image_share={config.data.image_share}: wants 0 to 1")
         self.buckets = buckets.buckets(config.buckets)
         self.index = gather(config.data, "train")
         self.val_index = gather(config.data, "val")
         self.phases = [
-            allotment.Phase(step, *self._pools(self.index, longest))
+            allotment.Phase(step, *self.pools(self.index, longest))
             for step, longest in buckets.phases(config.buckets)
         ]
         self.assignment = self._assigned(self.index)
@@ -82,7 +89,7 @@ class ShardData(LightningDataModule):
             index, self.buckets, self.config.buckets, captions=captions, longest=longest, **how
         )
 
-    def _pools(self, index: Index, longest: int | None = None) -> tuple[Pool, Pool]:
+    def pools(self, index: Index, longest: int | None = None) -> tuple[Pool, Pool]:
         """Images and videos of an index."""
         tokens = self.config.buckets.tokens
         assigned = self._assigned(index, longest)
@@ -160,8 +167,10 @@ class ShardData(LightningDataModule):
         rows, spares = ([index.row(one) for one in some] for some in (planned.rows, planned.spares))
         return Wanted(planned.bucket, planned.number, planned.epoch, rows, spares)
 
-    def loader(self, requests: Any, keep: bool = False) -> DataLoader:
-        """Runs requests in reader processes; steps come out in the order of the requests."""
+    def loader(
+        self, requests: Any, keep: bool = False, reader: Dataset | None = None
+    ) -> DataLoader:
+        """Runs requests in reader processes; what is read comes in the order of the requests."""
         workers = self.config.data.workers
         on_gpu = self.config.compute.device != "cpu" and torch.cuda.is_available()
         options: dict[str, Any] = {}
@@ -172,7 +181,7 @@ class ShardData(LightningDataModule):
                 "persistent_workers": keep,
             }
         return DataLoader(
-            Reader(self.taste),
+            reader or Reader(self.taste),
             batch_size=None,
             sampler=Requests(requests),
             num_workers=workers,
@@ -180,6 +189,15 @@ class ShardData(LightningDataModule):
             pin_memory=on_gpu,
             **options,
         )
+
+    def check(self, vae: WanVAE) -> None:
+        """Refuses latents that another VAE encoded.
+
+        Raises:
+            UsageError: they are another's.
+        """
+        if self.config.data.latents:
+            check(self.config.data.latents, vae)
 
     def taken(self, step: Step) -> None:
         """A step that was trained on: from here on a checkpoint goes on."""
@@ -208,7 +226,7 @@ class ShardData(LightningDataModule):
         Every rank has as many; those that only make up for it are marked as repeats.
         """
         planned: list[Wanted] = []
-        for one in self._pools(self.val_index):
+        for one in self.pools(self.val_index):
             draw = mixed(HELD_OUT_DRAW, "held out", 0, one.rows)
             for number, bucket in enumerate(one.buckets):
                 mine = np.flatnonzero(one.bucket == number)

@@ -60,17 +60,21 @@ class Decoded:
     told: dict[str, Any] = field(default_factory=dict)  # its JSON
 
 
-def decode(row: Row, bucket: Bucket, taste: Taste, epoch: int) -> Decoded:
+def decode(
+    row: Row, bucket: Bucket, taste: Taste, epoch: int, place: float | None = None
+) -> Decoded:
     """Reads a sample.
 
     Args:
         epoch: HELD_OUT takes the middle of a clip and always the same caption.
+        place: 0 … 1, which of the possible first frames instead.
 
     Raises:
         BrokenError: it can't be used, and why.
     """
     draw = np.random.default_rng(seeded(taste.seed if epoch >= 0 else 0, epoch, row.key))
-    place = draw.random() if epoch >= 0 else 0.5
+    drawn = draw.random() if epoch >= 0 else 0.5
+    place = drawn if place is None else place
     try:
         members = tars.sample(row)
         told = tars.parsed(members["json"]) if "json" in members else {}

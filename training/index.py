@@ -12,7 +12,6 @@ import io
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from braceexpand import braceexpand
 
-from curation.shards import manifest
+from curation.shards import manifest, promised
 from recipes.load import UsageError
 from recipes.training import Data
 from training import foreign, tars
@@ -197,8 +196,9 @@ def read_source(source: str, split: str) -> list[Table]:
 def _manifest(folder: str) -> dict[str, Any] | None:
     """Of a finished folder of ours; None where there is none."""
     if not tars.is_remote(folder):
-        has_ours = (Path(folder) / "manifest.json").exists() or _unfinished(Path(folder))
-        return manifest(folder) if has_ours else None
+        # video2dataset has Parquet beside its tars too, which promises nothing of a plan
+        begun = any(promised(one) for one in Path(folder).glob("*.parquet"))
+        return manifest(folder) if begun or (Path(folder) / "manifest.json").exists() else None
     store, path = tars.filesystem(f"{folder}/manifest.json")
     try:
         content = json.loads(store.cat_file(path))
@@ -207,15 +207,6 @@ def _manifest(folder: str) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError, AttributeError) as error:
         raise UsageError(f"{folder}: its manifest can't be read: {error}") from None
-
-
-def _unfinished(folder: Path) -> bool:
-    """Whether curation began to write there; video2dataset has Parquet beside its tars too."""
-    for path in folder.glob("*.parquet"):
-        with suppress(OSError, pa.ArrowInvalid):
-            if b"plan" in (pq.read_schema(path).metadata or {}):
-                return True
-    return False
 
 
 def _tars(folder: str) -> list[str]:

@@ -157,17 +157,21 @@ class Tally:
             BrokenDataError: more are broken than the share allows for, chance included, or a batch
                 could not be filled.
         """
-        self.broken += len(step.broken)
-        self.named += [one for one in step.broken if one not in self.named][: NAMED + 1]
-        self.seen += sum(map(len, step.batches)) + len(step.broken)
+        self.add(sum(map(len, step.batches)), step.broken, step.lost)
+
+    def add(self, read: int, broken: list[str], lost: int = 0) -> None:
+        """Adds samples that were read, those that could not be, and why; raises as `count` does."""
+        self.broken += len(broken)
+        self.named += [one for one in broken if one not in self.named]
+        self.named = self.named[: NAMED + 1]
+        self.seen += read + len(broken)
         expected = self.share * self.seen
         # three deviations of a count whose mean is the share; so a run isn't stopped by bad luck
         allowed = expected + 3 * math.sqrt(expected) + 1
-        if not step.lost and (self.seen < SEEN or self.broken <= allowed):
-            self.named = self.named[: NAMED + 1]
+        if not lost and (self.seen < SEEN or self.broken <= allowed):
             return
         why = f"more than data.broken_share={self.share:g} allows"
-        if step.lost:
+        if lost:
             why = "and no other sample of their bucket could stand in"
         some = "; ".join(self.named[:NAMED]) + ("; …" if len(self.named) > NAMED else "")
         raise BrokenDataError(f"{self.broken} of {self.seen} samples can't be read, {why}: {some}")

@@ -1,0 +1,259 @@
+"""Latent shards: clips as a VAE's posterior, encoded once, read instead of the video.
+
+    <out>/{train,val}/00000.tar      <key>.json, .safetensors (mean and logvar), .txt
+                      00000.parquet  the index, with curation's columns; `media` is safetensors
+                      manifest.json  checksums, and which VAE encoded; written last
+
+Mean and log-variance are kept, not a sample of them, so that training may take either. The shards
+are those of `curation.shards` in all else, and `training.index` reads both.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from curation.shards import INDEX, KEY, Tar, file_sha256, promised
+from model.vae import WanVAE
+from recipes.load import UsageError
+from training import tars
+from training.batch import Bucket
+from training.decode import Decoded
+from training.tars import Row
+
+FORMAT = "latents 1"
+DTYPE = torch.float16  # of mean and logvar: 11 bits, where bfloat16 has 8
+ENCODES = ("encoder.", "conv1.")  # the weights that decide what latents are
+TEMPORARY = ".tmp-"
+
+
+def fingerprint(vae: WanVAE) -> str:
+    """SHA-256 of what encodes: a VAE whose decoder alone was trained on has the same.
+
+    It is of the numbers, in float32, and does not depend on the file that they came in.
+    """
+    digest = hashlib.sha256()
+    sizes = {
+        k: v for k, v in vae.config.items() if k not in ("latent_mean", "latent_std", "dropout")
+    }
+    digest.update(json.dumps(sizes, sort_keys=True).encode())
+    for name, value in sorted(vae.state_dict().items()):
+        if name.startswith(ENCODES):
+            digest.update(f"{name} {list(value.shape)}".encode())
+            digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def check(folder: str, vae: WanVAE) -> None:
+    """Refuses latents that another VAE encoded.
+
+    Args:
+        folder: `data.latents`.
+
+    Raises:
+        UsageError: they are another's, or no latents.
+    """
+    for split in ("train", "val"):
+        place = f"{folder.rstrip('/')}/{split}/manifest.json"
+        try:
+            said = json.loads(tars.read(place))
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{place}: can't be read: {error}") from None
+        theirs = (said.get("vae") or {}).get("sha256")
+        if theirs is None:
+            raise UsageError(f"data.latents={folder}: shards of video, not of latents")
+        if theirs != fingerprint(vae):
+            raise UsageError(
+                f"data.latents={folder}: encoded by another VAE than vae= names; encode them anew "
+                "with `python training/latents.py`, or leave out data.latents"
+            )
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One clip to encode."""
+
+    row: Row
+    bucket: Bucket
+    key: str  # in the new tar
+    place: float = 0.5  # 0 … 1, which of the possible first frames
+    weight: float = 1.0  # how often an epoch has it
+
+
+def safe(key: str) -> str:
+    """A key that may stand in a tar of ours; others' may hold anything."""
+    if KEY.fullmatch(key):
+        return key
+    tail = re.sub(r"[^A-Za-z0-9_-]+", "-", key)[-40:].strip("-")
+    return f"{hashlib.sha256(key.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}-{tail}"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar to write."""
+
+    folder: Path
+    number: int
+    pieces: list[Piece]
+    how: tuple  # what else decides its content: the VAE, its precision, the frame rate
+
+    @property
+    def name(self) -> str:
+        return f"{self.number:05d}"
+
+    @property
+    def index(self) -> Path:
+        return self.folder / f"{self.name}.parquet"
+
+    @property
+    def hash(self) -> str:
+        rows = [
+            [
+                one.key,
+                one.row.key,
+                one.row.start,
+                one.row.stop,
+                one.bucket.name,
+                one.place,
+                one.weight,
+            ]
+            for one in self.pieces
+        ]
+        return hashlib.sha256(json.dumps([FORMAT, self.how, rows]).encode()).hexdigest()
+
+    def finished(self) -> bool:
+        """Whether it is there and whole."""
+        promise = promised(self.index) if self.index.exists() else None
+        if promise is None or promise["plan"] != self.hash:
+            return False
+        tar = self.folder / f"{self.name}.tar"
+        size = tar.stat().st_size if tar.exists() else 0
+        return promise["tar_bytes"] == str(size)
+
+
+@dataclass
+class Encoded:
+    """One clip's posterior, or why there is none."""
+
+    piece: Piece
+    sample: Decoded | None
+    mean: Tensor | None = None  # [C, L, h, w]
+    logvar: Tensor | None = None
+    error: str = ""
+
+
+def write(shard: Shard, encoded: Iterable[Encoded], fps: float) -> Iterator[Encoded]:
+    """Writes one shard, passing on what it is given; it is there once the iterator is exhausted."""
+    scratch = shard.folder / f"{TEMPORARY}{shard.name}-{os.getpid()}"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    rows = []
+    try:
+        with Tar(scratch / "tar") as tar:
+            for one in encoded:
+                rows.append(_packed(tar, one, fps))
+                yield one
+        promise = {"plan": shard.hash, "tar_bytes": "0", "tar_sha256": ""}
+        target = shard.folder / f"{shard.name}.tar"
+        if any(row["status"] == "success" for row in rows):
+            promise |= {"tar_bytes": str(tar.bytes), "tar_sha256": tar.sha256}
+            os.replace(scratch / "tar", target)
+        else:  # a tar without a member is an error to its readers
+            target.unlink(missing_ok=True)
+        table = pa.Table.from_pylist(rows, INDEX.with_metadata(promise))
+        pq.write_table(table, scratch / "index")
+        os.replace(scratch / "index", shard.index)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _packed(tar: Tar, one: Encoded, fps: float) -> dict[str, Any]:
+    """Adds one sample's members; returns its row."""
+    key, bucket = one.piece.key, one.piece.bucket
+    row = dict.fromkeys(INDEX.names) | {"key": key, "clip_id": one.piece.row.key}
+    if one.sample is None:
+        return row | {"status": "failed", "error_message": one.error}
+    told = one.sample.told
+    tensors = {"mean": one.mean.to(DTYPE), "logvar": one.logvar.to(DTYPE)}
+    data = save({name: tensor.contiguous().cpu() for name, tensor in tensors.items()})
+    row |= {
+        "status": "success",
+        "url": told.get("url"),
+        "caption": one.sample.prompt,
+        "media": "safetensors",
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "width": bucket.width,
+        "height": bucket.height,
+        "frames": bucket.frames,
+        "fps": 0.0 if bucket.is_image else fps,
+        "duration_s": 0.0 if bucket.is_image else bucket.frames / fps,
+        "crop": [0, 0, bucket.width, bucket.height],
+        "bucket": bucket.name,
+        "tier": one.sample.tier,
+        "sampling_weight": one.piece.weight,
+    }
+    # what was said of the clip, but for what is no longer true of it
+    record = told | {name: row[name] for name in ("width", "height", "frames", "fps", "duration_s")}
+    record |= {"key": key, "sha256": row["sha256"], "source_key": one.piece.row.key}
+    record["sampling_weight"] = one.piece.weight
+    if "captions" not in told and one.sample.prompt:
+        record["captions"] = [{"text": one.sample.prompt}]
+    record.pop("windows", None)
+    members = {
+        "json": json.dumps(record, sort_keys=True, ensure_ascii=False).encode(),
+        "safetensors": data,
+        "txt": one.sample.prompt.encode(),
+    }
+    offsets = {name: tar.add(f"{key}.{name}", members[name]) for name in sorted(members)}
+    return row | {"offset": offsets["safetensors"]}
+
+
+def finish(folder: Path, shards: list[Shard], vae: WanVAE, sha256: str, fps: float) -> dict | None:
+    """Writes the manifest, last; None where other processes still write shards."""
+    if not all(shard.finished() for shard in shards):
+        return None
+    entries, left_out = [], []
+    for shard in shards:
+        rows = pq.read_table(shard.index).to_pylist()
+        failed = [row for row in rows if row["status"] != "success"]
+        left_out += [{"key": row["clip_id"], "reason": row["error_message"]} for row in failed]
+        promise, some = promised(shard.index), len(rows) > len(failed)
+        entry = {"index": shard.index.name, "index_sha256": file_sha256(shard.index)}
+        entry |= {
+            "shard": f"{shard.name}.tar" if some else None,
+            "samples": len(rows) - len(failed),
+        }
+        entry |= {"bytes": int(promise["tar_bytes"]), "sha256": promise["tar_sha256"] or None}
+        entries.append(entry)
+    content = {
+        "format": FORMAT,
+        "vae": {"sha256": sha256, "config": vae.config},
+        "dtype": str(DTYPE).removeprefix("torch."),
+        "fps": fps,
+        "samples": sum(entry["samples"] for entry in entries),
+        "bytes": sum(entry["bytes"] for entry in entries),
+        "left_out": left_out,
+        "shards": entries,
+    }
+    temporary = folder / f"{TEMPORARY}manifest-{os.getpid()}"
+    temporary.write_text(json.dumps(content, indent=1, sort_keys=True))
+    os.replace(temporary, folder / "manifest.json")
+    names = {f"{shard.name}.{kind}" for shard in shards for kind in ("tar", "parquet")}
+    for left in folder.iterdir():
+        if re.fullmatch(r"\d{5,}\.(tar|parquet)", left.name) and left.name not in names:
+            left.unlink()
+    return content

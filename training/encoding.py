@@ -1,0 +1,198 @@
+"""Clips through a VAE into latent shards: which clips, in which order, by which process."""
+
+import os
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.table import Table
+from rich.text import Text
+from torch.utils.data import Dataset
+
+from model.vae import WanVAE
+from recipes.load import UsageError
+from recipes.training import Latents
+from training import cache, console
+from training.cache import Encoded, Piece, Shard
+from training.data import ShardData, no_main
+from training.decode import HELD_OUT, BrokenError, Decoded, Taste, decode
+from training.index import Index
+from training.progress import duration
+from training.reader import Tally
+
+SPLITS = ("train", "val")
+
+
+class Clips(Dataset):
+    """Decodes pieces of one bucket; a reader's process runs it."""
+
+    def __init__(self, taste: Taste) -> None:
+        self.taste = taste
+
+    def __getitem__(self, pieces: list[Piece]) -> list[tuple[Decoded | None, str]]:
+        return [self.read(piece) for piece in pieces]
+
+    def read(self, piece: Piece) -> tuple[Decoded | None, str]:
+        """The clip, or why there is none."""
+        try:
+            return decode(piece.row, piece.bucket, self.taste, HELD_OUT, piece.place), ""
+        except BrokenError as error:
+            return None, str(error)
+
+
+class Encoding:
+    """Encodes all clips that a recipe trains on, at the longest that its buckets take.
+
+    Args:
+        config: the recipe; `data.shards` and `buckets` say which clips.
+        vae: what encodes, on the device where it does.
+        out: the folder to write.
+        rank, world: which part of the shards this process writes, of how many.
+
+    Raises:
+        UsageError: there is nothing to encode, or the VAE is none of a DiT.
+    """
+
+    def __init__(
+        self, config: Latents, vae: WanVAE, out: Path, rank: int = 0, world: int = 1
+    ) -> None:
+        if config.data.latents:
+            raise UsageError(f"data.latents={config.data.latents}: latents are encoded from video")
+        if vae.compression != (4, 8, 8):
+            raise UsageError(f"vae={config.vae}: compresses by {vae.compression}, not by (4, 8, 8)")
+        if config.cache.windows < 1 or config.cache.samples < 1:
+            raise UsageError("cache.windows and cache.samples want at least 1")
+        self.config, self.vae, self.out, self.rank, self.world = (
+            config,
+            vae.eval(),
+            out,
+            rank,
+            world,
+        )
+        self.data = ShardData(config, "dit")
+        self.device = next(vae.parameters()).device
+        self.half = config.compute.precision == "bfloat16" and self.device.type == "cuda"
+        self.vae_sha256 = cache.fingerprint(vae)
+        self.how = (self.vae_sha256, str(cache.DTYPE), self.half, config.buckets.fps)
+        self.shards = {split: self._shards(split) for split in SPLITS}
+        self.tally = Tally(config.data.broken_share)
+        self.took_s = 0.0
+
+    def _shards(self, split: str) -> list[Shard]:
+        index = self.data.index if split == "train" else self.data.val_index
+        pieces, size = self._pieces(index), self.config.cache.samples
+        return [
+            Shard(self.out / split, number, pieces[at : at + size], self.how)
+            for number, at in enumerate(range(0, len(pieces), size))
+        ]
+
+    def _pieces(self, index: Index) -> list[Piece]:
+        """What is encoded of each row, in the order of rows."""
+        images, videos = self.data.pools(index)
+        bucket_of = dict(zip(images.rows.tolist(), images.bucket.tolist(), strict=True))
+        bucket_of |= zip(videos.rows.tolist(), videos.bucket.tolist(), strict=True)
+        pieces, names = [], defaultdict(int)
+        for number in sorted(bucket_of):
+            row, bucket = index.row(number), self.data.buckets[bucket_of[number]]
+            key = cache.safe(row.key.replace(":", "-"))
+            names[key] += 1
+            if names[key] > 1:  # a stranger's tars may use a name twice
+                key = f"{key}-{names[key]}"
+            has = int(np.ceil(float(index.duration[number]) * self.config.buckets.fps - 1e-3))
+            windows = 1
+            if not bucket.is_image:
+                windows = min(self.config.cache.windows, max(1, has - bucket.frames + 1))
+            # an epoch shows one of a clip's windows, as it does one part of a clip
+            weight = float(index.weight[number]) / windows
+            for window in range(windows):
+                name = key if windows == 1 else f"{key}-w{window}"
+                pieces.append(Piece(row, bucket, name, (window + 0.5) / windows, weight))
+        return pieces
+
+    def run(self) -> "Encoding":
+        """Writes this process's shards that are not there yet, and the manifest if it is the last.
+
+        Raises:
+            BrokenDataError: too many clips can't be read.
+            OSError: the disk is full.
+        """
+        began = time.monotonic()
+        mine = [
+            shard
+            for shard in [*self.shards["train"], *self.shards["val"]][self.rank :: self.world]
+            if not shard.finished()
+        ]
+        chunks = [(shard, chunk) for shard in mine for chunk in self._chunks(shard)]
+        loader = self.data.loader([chunk for _, chunk in chunks], reader=Clips(self.data.taste))
+        with no_main():
+            clips = iter(loader)
+        for count, shard in enumerate(mine):
+            encoded = self._encoded(shard, clips)
+            for one in cache.write(shard, encoded, self.config.buckets.fps):
+                broken = [f"{one.piece.row.key} ({one.piece.row.place}): {one.error}"]
+                self.tally.add(int(not one.error), broken if one.error else [])
+            console.say(f"{shard.folder.name}/{shard.name}.tar, {count + 1} of {len(mine)}")
+        for split in SPLITS:
+            if self.shards[split]:
+                fps = self.config.buckets.fps
+                cache.finish(self.out / split, self.shards[split], self.vae, self.vae_sha256, fps)
+        self.took_s = time.monotonic() - began
+        return self
+
+    def _chunks(self, shard: Shard) -> list[list[Piece]]:
+        """What is encoded at once: pieces of one bucket, as many as a batch holds."""
+        by_bucket = defaultdict(list)
+        for piece in shard.pieces:
+            by_bucket[piece.bucket].append(piece)
+        chunks = []
+        for bucket, pieces in by_bucket.items():
+            size = max(1, self.config.buckets.tokens // bucket.tokens)
+            chunks += [pieces[at : at + size] for at in range(0, len(pieces), size)]
+        return chunks
+
+    def _encoded(self, shard: Shard, clips: Iterator[list[tuple[Decoded | None, str]]]):
+        for pieces in self._chunks(shard):
+            found = list(zip(pieces, next(clips), strict=True))
+            good = [(piece, sample) for piece, (sample, _) in found if sample is not None]
+            posteriors = iter(zip(*self._posterior([one for _, one in good]), strict=True))
+            for piece, (sample, error) in found:
+                if sample is None:
+                    yield Encoded(piece, None, error=error)
+                else:
+                    yield Encoded(piece, sample, *next(posteriors))
+
+    @torch.no_grad()
+    def _posterior(self, samples: list[Decoded]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Mean and log-variance of each."""
+        if not samples:
+            return [], []
+        video = torch.stack([one.video for one in samples]).to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+            parts = list(self.vae.encode_stream([video.float() / 127.5 - 1]))
+        both = [(part.mean.float(), part.logvar.float()) for part in parts]
+        return tuple(list(torch.cat(some, 2).cpu()) for some in zip(*both, strict=True))
+
+    def table(self) -> Table:
+        """What is there now."""
+        grid = Table(title="Encoded", title_justify="left", show_header=False, box=None)
+        for split in SPLITS:
+            shards = self.shards[split]
+            done = [shard for shard in shards if shard.finished()]
+            count = sum(len(shard.pieces) for shard in done)
+            tars = [shard.folder / f"{shard.name}.tar" for shard in done]
+            size = sum(tar.stat().st_size for tar in tars if tar.exists())
+            text = f"{count:,} clips in {len(done)} of {len(shards)} shards, {size / 1e6:,.1f} MB"
+            grid.add_row(split, text)
+        grid.add_row("broken", f"{self.tally.broken}")
+        grid.add_row("took", duration(self.took_s))
+        grid.add_row("vae", self.vae_sha256[:16])
+        grid.add_row("train", Text(f"python training/fit.py … data.latents={self.out}"))
+        return grid
+
+
+def ranks() -> tuple[int, int]:
+    """Which process of torchrun's this is, of how many."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))

@@ -1,0 +1,44 @@
+"""Encodes clips once: shards in, latent shards out, which `data.latents` trains from.
+
+    python training/latents.py recipe=480p              into runs/latents/480p
+    python training/latents.py recipe=480p data.shards=PATH vae=Wan2.1_VAE.pth cache.windows=2
+    python training/fit.py recipe=480p data.latents=runs/latents/480p
+
+Killed at any moment, the same command goes on with the next shard. Several processes share the work
+(`torchrun --nproc-per-node=8 training/latents.py …`), each with shards of its own. Reading latents
+with another VAE than encoded them is refused. `--help` lists every key.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from recipes.load import UsageError, main
+from recipes.training import Latents
+
+
+def latents(config: Latents) -> None:
+    """The command."""
+    # these take seconds to import, and --help should not
+    from model.checkpoint import load_vae
+    from model.tensors import CheckpointError
+    from training import console, parts
+    from training.encoding import Encoding, ranks
+    from training.parallel import device
+
+    if config.trains != "dit":
+        raise UsageError(f"recipe={config.recipe}: trains a {config.trains}; latents are a DiT's")
+    where = device(config)
+    if where == "cuda":
+        where = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    try:
+        vae = load_vae(parts.needed("vae", config), device=where)
+    except CheckpointError as error:
+        raise UsageError(str(error)) from error
+    name = Path(config.recipe).stem if config.recipe else "own"
+    out = Path(config.cache.out or f"{config.runs}/latents/{name}").expanduser()
+    console.show(Encoding(config, vae, out, *ranks()).run().table())
+
+
+if __name__ == "__main__":
+    sys.exit(main(Latents, latents))
