@@ -190,6 +190,16 @@ def test_a_vae_shows_held_out_clips_and_what_it_makes_of_them(tmp_path):
     ]
 
 
+def test_where_there_are_fewer_held_out_clips_than_asked_for_none_comes_twice(tmp_path, parts):
+    config = recipe(steps=4, every=2)
+    config.validate.samples = 9  # of 6 that are held out
+    board = Board(tmp_path)
+    samples = Samples(board, tmp_path / "s", parts, HOW)
+    samples.show = lambda *_: None
+    fit(config, [board, samples], module=dit(config, parts))
+    assert [clip.prompt for clip in samples.clips] == [f"prompt {6000 + one}" for one in range(6)]
+
+
 def test_settings_that_no_sampler_takes_are_told_before_the_first_step(tmp_path, parts):
     config = recipe()
     config.validate.guidance = 0.5

@@ -41,6 +41,7 @@ SIDE_BY_SIDE = "left: clip, right: reconstruction"
 class Clip:
     """A held-out clip: what samples start from."""
 
+    key: str
     prompt: str
     video: Tensor | None  # uint8 [3, T, H, W] on the CPU; None where nothing is told but the prompt
 
@@ -93,9 +94,11 @@ class Samples(Callback):
             self.bucket, self.clips = bucket, []
         if bucket != self.bucket:
             return
-        for number in range(min(len(batch), wanted - len(self.clips))):
-            video = self.pixels(module, batch, number)
-            self.clips.append(Clip(batch.prompts[number], video))
+        known = {clip.key for clip in self.clips}  # every validation brings the same
+        for number, key in enumerate(batch.keys):
+            if len(self.clips) < wanted and key not in known:
+                video = self.pixels(module, batch, number)
+                self.clips.append(Clip(key, batch.prompts[number], video))
 
     def count(self, module: LightningModule) -> int:
         prompts = module.config.validate.prompts if module.kind == "dit" else []
