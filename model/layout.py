@@ -16,6 +16,7 @@ VAE = "Wan2.1_VAE.pth"
 T5 = "models_t5_umt5-xxl-enc-bf16.pth"
 T5_TOKENIZER = "google/umt5-xxl"
 CLIP = "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth"
+CLASSES = {"dit": "WanDiT", "vae": "WanVAE"}
 KEYS = {"dit": None, "vae": "vae", "text": "text_encoder", "image": "image_encoder"}
 SHAPES = (
     "a run (runs/<recipe>/<time>), a diffusers folder (transformer/, vae/, …), an official Wan "
@@ -60,22 +61,24 @@ def find(
     Args:
         checkpoint: a run, one checkpoint folder of it, a diffusers folder, an official Wan folder,
             `owner/name` on the hub of either, a DiT's own file or folder, or `random:<preset>`.
-        vae, text_encoder, image_encoder: used instead of what the checkpoint has or names.
+        vae, text_encoder, image_encoder: used instead of what the checkpoint has or names; the
+            VAE may be a run too.
 
     Raises:
         CheckpointError: a part that every model needs is missing.
     """
     given = {"vae": vae, "text": text_encoder, "image": image_encoder}
     given = {part: _spec(spec) for part, spec in given.items() if spec}
+    if isinstance(given.get("vae"), Path):
+        given["vae"] = weights(given["vae"], "vae")
     if checkpoint.startswith("random:"):
         if given:
             raise CheckpointError(f"{checkpoint} draws every part; leave out the others")
         return Layout("random", checkpoint, *[Path(checkpoint)] * 4, RANDOM)
     path = _place(checkpoint)
-    if (path / "checkpoints").is_dir():
-        layout = _trained(best(path))
-    elif (path / "meta.json").is_file():
-        layout = _trained(path)
+    if is_run(path) or (path / "meta.json").is_file():
+        folder = best(path) if is_run(path) else path
+        layout = _trained(Checkpoint(folder, read_json(folder / "meta.json")))
     elif (path / "model_index.json").is_file() or (path / "transformer").is_dir():
         layout = _diffusers(path)
     elif path.is_dir() and ((path / VAE).is_file() or (path / T5).is_file()):
@@ -89,21 +92,76 @@ def find(
     return layout
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """One whole checkpoint of a run: a folder whose meta.json was written last."""
+
+    path: Path
+    meta: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        return self.meta.get("step", 0)
+
+    @property
+    def validation(self) -> float | None:
+        """Lower is better; None: nobody validated at that step."""
+        score = self.meta.get("validation")
+        return score if isinstance(score, int | float) and math.isfinite(score) else None
+
+    @property
+    def weights(self) -> Path:
+        """The averaged weights, where they are kept."""
+        averaged = self.path / "ema.safetensors"
+        return averaged if averaged.is_file() else self.path / "model.safetensors"
+
+
+def is_run(path: Path) -> bool:
+    return (path / "checkpoints").is_dir()
+
+
+def checkpoints(run: Path) -> list[Checkpoint]:
+    """A run's whole checkpoints, in the order of their steps."""
+    places = (run / "checkpoints").glob("step=*/meta.json")
+    return sorted((Checkpoint(one.parent, read_json(one)) for one in places), key=lambda c: c.step)
+
+
 def best(run: Path) -> Path:
-    """A run's checkpoint folder: the best by `validation` (lower is better), else the newest.
+    """A run's checkpoint folder: the best by `validation`, the later of equals, else the newest.
 
     Raises:
         CheckpointError: it has none that is whole.
     """
-    found = []
-    for path in (run / "checkpoints").glob("step=*/meta.json"):
-        meta = read_json(path)
-        score = meta.get("validation")
-        scored = isinstance(score, int | float) and math.isfinite(score)
-        found.append((not scored, score if scored else 0.0, -meta.get("step", 0), path.parent))
+    found = checkpoints(run)
     if not found:
         raise CheckpointError(f"{run}: no checkpoint yet (checkpoints/step=…/meta.json)")
-    return min(found)[3]
+    scored = [one for one in found if one.validation is not None]
+    if not scored:
+        return found[-1].path
+    return min(scored, key=lambda one: (one.validation, -one.step)).path
+
+
+def weights(path: Path, kind: str | None = None) -> Path:
+    """Where the weights of a run are, or of one checkpoint of it; any other path is its own answer.
+
+    Args:
+        kind: dit or vae; of a run that trained a DiT a VAE is the one it was trained with. None:
+            what the run trained.
+
+    Raises:
+        CheckpointError: the run has no checkpoint yet, or is of another kind.
+    """
+    if is_run(path):
+        path = best(path)
+    elif not (path / "meta.json").is_file():
+        return path
+    found = Checkpoint(path, read_json(path / "meta.json"))
+    trained = found.meta.get("class")
+    if kind is None or trained == CLASSES[kind]:
+        return found.weights
+    if kind == "vae" and trained == CLASSES["dit"]:
+        return Path(_trained(found).vae)
+    raise CheckpointError(f"{path}: weights of a {trained}; a {CLASSES[kind]} is wanted")
 
 
 def _spec(text: str, base: Path = Path()) -> Path | str:
@@ -135,22 +193,20 @@ def _place(checkpoint: str) -> Path:
             ) from None
 
 
-def _trained(folder: Path) -> Layout:
-    """A checkpoint folder of a run; its EMA weights where it has them."""
-    meta = read_json(folder / "meta.json")
-    if meta.get("class") != "WanDiT":
+def _trained(found: Checkpoint) -> Layout:
+    """A DiT's checkpoint folder and the parts of its run."""
+    folder, meta = found.path, found.meta
+    if meta.get("class") != CLASSES["dit"]:
         raise CheckpointError(
             f"{folder}: weights of a {meta.get('class')}; sampling wants a WanDiT"
         )
     run, parts = folder.parent.parent, meta.get("parts") or {}
-    dit = folder / "ema.safetensors"
-    if not dit.is_file():
-        dit = folder / "model.safetensors"
     where = [
         _spec(parts[name], run) if parts.get(name) else run / name
         for name in ("vae", "text_encoder", "image_encoder")
     ]
-    return Layout("run", str(folder), dit, *where, meta.get("trained_on") or {}, meta.get("step"))
+    told = meta.get("trained_on") or {}
+    return Layout("run", str(folder), found.weights, *where, told, meta.get("step"))
 
 
 def _diffusers(folder: Path) -> Layout:

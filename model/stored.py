@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from model.layout import is_run
+from model.layout import weights as weights_of
 from model.names import Names, recognise
 from model.pretrained import locate
 from model.sizes import described, from_config, infer
@@ -126,7 +128,9 @@ def local(path: str | Path, kind: str | None) -> Path:
 
 
 def look(path: Path, kind: str | None) -> tuple[Weights, Names]:
-    """Opens the one set of weights of that kind at a file or in a folder."""
+    """Opens the one set of weights of that kind at a file, in a folder or of a run."""
+    if is_run(path):
+        path = weights_of(path, kind)
     if path.is_file():
         return only(path, opened(path, kind), kind)
     found = [(one, opened(one, kind)) for one in candidates(path, kind)]

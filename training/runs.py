@@ -1,0 +1,339 @@
+"""A run: the folder of one training, opened, found again, finished.
+
+    runs/<recipe>/<time>/
+        config.yaml        every key, as of the last start
+        environment.json   every start: time, command, versions, commit, machine
+        checkpoints/       step=NNNNNNNN/ (training/snapshot.py writes them)
+        done.json          written last: the training is finished
+
+A run without done.json is unfinished, and the same command goes on with it. One process at a time
+holds a run (`.lock`).
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+import yaml
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from model.layout import Checkpoint, best, checkpoints
+from recipes.keys import UsageError, keys
+from recipes.load import to_yaml
+from recipes.training import Fit
+from training.environment import command, environment, now
+from training.lock import Lock
+from training.notes import as_json, read, rewrite
+
+# What may differ when a run goes on, since it does not change what is learned
+FREE = ("compute", "save", "validate", "data.workers", "data.prefetch", "data.broken_share")
+NAMES = ("recipe", "runs", "name", "resume", "plan", "expect")
+TOLD = "WAN_RECIPES_RUN"  # rank 0 tells the processes that Lightning starts from it
+
+
+class Run:
+    """The folder of one training.
+
+    Args:
+        lock: held while it is trained; None: by another process of the same training, or not at all
+            since it is done.
+    """
+
+    def __init__(self, folder: Path, config: Fit, lock: Lock | None = None) -> None:
+        self.folder = folder
+        self.config = config
+        self._lock = lock
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets another process have it."""
+        if self._lock:
+            self._lock.release()
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def done(self) -> bool:
+        return (self.folder / "done.json").is_file()
+
+    @property
+    def command(self) -> str:
+        """What to type to go on with it."""
+        return command("resume=never")
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """The whole ones, in the order of their steps."""
+        return checkpoints(self.folder)
+
+    def newest(self) -> Checkpoint | None:
+        found = self.checkpoints()
+        return found[-1] if found else None
+
+    def resume_path(self) -> Path | None:
+        """What Lightning resumes from, a file or, of sharded weights, a folder; None: nothing yet.
+
+        The newest whole checkpoint, not the best.
+        """
+        newest = self.newest()
+        return newest.path / "trainer.ckpt" if newest else None
+
+    def best(self) -> Path | None:
+        """The checkpoint folder to use: the best validated, else the newest."""
+        return best(self.folder) if self.newest() else None
+
+    def finish(self, module: LightningModule | None = None) -> None:
+        """Marks it as done; called once all that belongs to it is written.
+
+        Args:
+            module: what was trained; None: a chain. Its network's config is that of every
+                checkpoint from now on: a VAE's latents are measured when its training is over.
+        """
+        if not rank():
+            for one in self.checkpoints() if module else ():
+                config = {"class": one.meta["class"], **module.network.config}
+                rewrite(one.path / "config.json", as_json(config))
+            newest = self.newest()
+            content = {
+                "step": newest.step if newest else 0,
+                "best": self.best().name if newest else None,
+                "finished": now(),
+            }
+            rewrite(self.folder / "done.json", as_json(content))
+        self.close()
+
+
+# --- opening ------------------------------------------------------------------------------------
+
+
+def open_run(config: Fit) -> Run:
+    """The run to train: the newest unfinished one of the recipe, or a new one.
+
+    With `name` it is that one, finished or not. Of several processes rank 0 decides and holds the
+    lock; the others learn of it through torch.distributed, where it is up, else from the process
+    that started them.
+
+    Raises:
+        UsageError: another process trains it, it was begun with another configuration, it is there
+            already under resume=never, or it can't be written.
+    """
+    spread = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    told: list[Any] = [None, None]
+    run = None
+    if not rank():
+        try:
+            run = _opened(config)
+            told = [str(run.folder), None]
+            os.environ[TOLD] = told[0]
+        except UsageError as error:
+            told = [None, str(error)]
+            if not spread:
+                raise
+    if spread:
+        dist.broadcast_object_list(told, src=0)
+    elif rank():
+        told = [os.environ.get(TOLD), f"rank {rank()}: start torch.distributed before the run"]
+    if told[0] is None:
+        raise UsageError(told[1])
+    return run or Run(Path(told[0]), config)
+
+
+def rank() -> int:
+    """Which of several processes this is."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank()
+    return rank_zero_only.rank or 0
+
+
+def _opened(config: Fit) -> Run:
+    if config.save.keep < 1:
+        raise UsageError(f"save.keep={config.save.keep}: at least the last checkpoint is kept")
+    home = Path(config.runs).expanduser() / label(config.recipe)
+    if config.name:
+        if Path(config.name).name != config.name or config.name.startswith("."):
+            raise UsageError(f"name={config.name}: a plain name, of a folder in {home}")
+        found = home / config.name
+        if not (found / "config.yaml").is_file():
+            return _begun(home, config.name, config)
+        if config.resume == "never":
+            raise UsageError(
+                f"{found}: is there already; give another name=, or resume=auto to go on with it"
+            )
+        return _resumed(found, config)
+    if config.resume == "auto":
+        unfinished = [one for one in _runs(home) if not (one / "done.json").is_file()]
+        if unfinished:
+            return _resumed(max(unfinished, key=_started), config)
+    return _begun(home, None, config)
+
+
+def _begun(home: Path, name: str | None, config: Fit) -> Run:
+    """A new folder, locked before it counts as a run."""
+    names = iter([name]) if name else _times()
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        folder = next(home / one for one in names if name or not (home / one).exists())
+        folder.mkdir(exist_ok=True)
+        strange = [one.name for one in folder.iterdir() if one.name != ".lock"]
+        if strange:
+            raise UsageError(f"{folder}: no run, but not empty ({strange[0]}); give another name=")
+        lock = Lock(folder / ".lock")
+        lock.take()
+        (folder / "checkpoints").mkdir()
+        _note(folder)
+        rewrite(folder / "config.yaml", to_yaml(config))
+    except OSError as error:
+        raise UsageError(
+            f"{home}: can't be written ({error.strerror}); choose another runs="
+        ) from None
+    return Run(folder, config, lock)
+
+
+def _resumed(folder: Path, config: Fit) -> Run:
+    """One that is there already, if it is the same training."""
+    if (folder / "done.json").is_file():
+        _check(folder, config, "finished")
+        return Run(folder, config)
+    lock = Lock(folder / ".lock")
+    lock.take()
+    try:
+        _check(folder, config, "unfinished")
+        tidy(folder / "checkpoints")
+        _note(folder)
+        rewrite(folder / "config.yaml", to_yaml(config))
+    except BaseException:
+        lock.release()
+        raise
+    return Run(folder, config, lock)
+
+
+def _check(folder: Path, config: Fit, state: str) -> None:
+    """That the run there learns what this configuration asks for."""
+    try:
+        there = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise UsageError(f"{folder}/config.yaml: can't be read ({error})") from None
+    differ = differences(there, yaml.safe_load(to_yaml(config)))
+    if differ:
+        instead = "another name=" if config.name else "resume=never for a new run"
+        raise UsageError(
+            f"{folder}: {state}, with another configuration: {'; '.join(differ)}; give the same, "
+            f"or {instead}"
+        )
+
+
+def differences(there: dict, here: dict) -> list[str]:
+    """Keys that change what is learned and differ, each with both values."""
+    default = yaml.safe_load(to_yaml(Fit()))  # of keys that the run is older than
+    decays = [_value(one, "optimizer.decay", Fit().optimizer.decay) for one in (there, here)]
+    found = []
+    for path in keys(Fit):
+        if path in NAMES or any(path == one or path.startswith(f"{one}.") for one in FREE):
+            continue
+        if path == "optimizer.steps" and not any(decays):
+            continue  # no step before the last knows how many there are
+        was, wanted = (_value(one, path, _value(default, path)) for one in (there, here))
+        if was != wanted:
+            found.append(f"{path}={_short(was)} there, {_short(wanted)} now")
+    return found
+
+
+def _value(tree: Any, path: str, missing: Any = None) -> Any:
+    for part in path.split("."):
+        if not isinstance(tree, dict) or part not in tree:
+            return missing
+        tree = tree[part]
+    return tree
+
+
+def _short(value: Any) -> str:
+    return "null" if value is None else json.dumps(value, ensure_ascii=False).strip('"')
+
+
+def tidy(folder: Path) -> None:
+    """Clears away what a killed process left half written, half removed or half replaced."""
+    folder.mkdir(exist_ok=True)
+    for path in folder.glob(".old-*"):
+        place = folder / path.name.removeprefix(".old-")
+        if (path / "meta.json").is_file() and not place.exists():
+            path.rename(place)
+    for begins in (".new-*", ".old-*", ".gone-*"):
+        for path in folder.glob(begins):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _note(folder: Path) -> None:
+    """Adds this start to environment.json."""
+    path = folder / "environment.json"
+    starts = read(path).get("starts", [])
+    rewrite(path, as_json({"starts": [*starts, environment()]}))
+
+
+# --- finding ------------------------------------------------------------------------------------
+
+
+def newest(runs: str | Path, recipe: str) -> Path:
+    """The run of a recipe that was finished last.
+
+    Raises:
+        UsageError: there is none; it names the command that makes one.
+    """
+    home = Path(runs).expanduser() / label(recipe)
+    found = [one for one in _runs(home) if (one / "done.json").is_file() and checkpoints(one)]
+    if not found:
+        raise UsageError(
+            f"{home}: no finished run of {recipe}; make one: python training/fit.py recipe={recipe}"
+        )
+    return max(found, key=lambda one: (read(one / "done.json").get("finished", ""), one.name))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One recipe of a chain."""
+
+    recipe: str
+    folder: Path  # its run: named as the chain's own
+    done: bool
+
+
+def stages(chain: Run) -> list[Stage]:
+    """The recipes of a chain, in order, and which of them are finished.
+
+    Each is a run of its own, runs/<recipe>/<name of the chain's run>, to be opened with that name.
+    """
+    home = chain.folder.parents[1]
+    folders = {one: home / label(one) / chain.name for one in chain.config.chain}
+    return [Stage(one, at, (at / "done.json").is_file()) for one, at in folders.items()]
+
+
+def label(recipe: str | None) -> str:
+    """The folder of a recipe's runs: its name, also where it was given as a path."""
+    return Path(recipe).stem if recipe else "custom"
+
+
+def _runs(home: Path) -> list[Path]:
+    return [path.parent for path in sorted(home.glob("*/config.yaml"))]
+
+
+def _started(folder: Path) -> tuple[str, str]:
+    starts = read(folder / "environment.json").get("starts") or [{}]
+    return starts[-1].get("time", ""), folder.name
+
+
+def _times() -> Iterator[str]:
+    time = now()[:19].replace(":", "-").replace("T", "_")
+    yield time
+    for number in range(2, 1000):
+        yield f"{time}-{number}"
