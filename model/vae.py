@@ -149,16 +149,18 @@ class WanVAE(nn.Module):
         """
         return self._posterior(self.encoder(self._frames(video, ahead=1, pad=pad)))
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, *, clamp: bool = True) -> Tensor:
         """In one shot, differentiable.
 
         Args:
             latents: [B, C, 1 + k, h, w], not normalised.
+            clamp: False for training: a pixel beyond the range must be able to find back.
 
         Returns:
-            The video [B, 3, 1 + 4k, 8h, 8w] in −1 … 1.
+            The video [B, 3, 1 + 4k, 8h, 8w], in −1 … 1 if clamped.
         """
-        return self.decoder(self._latents(latents)).clamp(-1, 1)
+        video = self.decoder(self._latents(latents))
+        return video.clamp(-1, 1) if clamp else video
 
     @torch.no_grad()
     def encode_stream(
