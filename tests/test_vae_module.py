@@ -180,6 +180,18 @@ class TestFits:
         )
         assert min(network.config["latent_std"]) > 0.1
 
+    def test_they_are_described_where_no_validation_came_to_it(self, tmp_path):
+        module = VAEModule(vae(), config())
+        module.trainer = trainer(tmp_path, 1)
+        module.finish(Clips(1))
+        without = module.network.config["latent_mean"]
+        module.on_validation_epoch_start()
+        for i, one in enumerate(Clips(1).val_dataloader()):
+            module.validation_step(one, i)
+        module.on_validation_epoch_end()
+        assert min(map(abs, without)) > 0
+        assert module.network.config["latent_mean"] == pytest.approx(without, abs=1e-6)
+
     def test_a_step_that_is_skipped_teaches_the_adversary_nothing(self, fit):
         module = VAEModule(vae(), config(gan=1.0))
         module.guard.admits = lambda *_: False

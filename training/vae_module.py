@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from model.distance import psnr, psnr_frames, ssim
@@ -149,6 +150,19 @@ class VAEModule(Trained):
         if self._statistics.sums is not None:
             for network in {self.network, self.averaged}:
                 describe(network, self._statistics.mean, self._statistics.std)
+
+    @torch.no_grad()
+    def finish(self, data: LightningDataModule) -> None:
+        """Describes the latents where no validation has: a run shorter than `validate.every`."""
+        if self.validation:
+            return
+        self._statistics = LatentStatistics()
+        device = self.trainer.strategy.root_device
+        network = self.averaged.to(device)
+        for batch in data.val_dataloader():
+            if not batch.repeat:
+                self._statistics.add(wide(network.encode(pixels(batch.to(device).video))))
+        self.describe_latents()
 
     # --- Lightning's hooks -----------------------------------------------------------------------
 
