@@ -130,6 +130,23 @@ def test_workers_may_change_in_the_midst_of_an_epoch(profile):
     assert len(seen) == len(set(seen)) == TRAIN
 
 
+@pytest.mark.slow
+def test_no_reader_s_process_outlives_the_training(profile):
+    data = loaded(profile, "data.workers=1")
+    steps, held_out = iter(data.train_dataloader()), data.val_dataloader()
+    next(steps)
+    assert len(list(held_out)) == 2
+    readers = [held_out.loader._iterator._workers[0]]
+    readers += [steps.gi_frame.f_locals["steps"]._workers[0]]
+    assert all(one.is_alive() for one in readers)
+    data.teardown()
+    for one in readers:
+        one.join(20)
+        assert not one.is_alive()
+    assert len(list(held_out)) == 2  # and may be begun anew
+    data.teardown()
+
+
 def test_a_reader_s_process_imports_neither_lightning_nor_the_training():
     """It starts in the time that PyTorch takes to import."""
     code = "import sys, training.reader; print(*sorted(sys.modules))"
@@ -141,9 +158,8 @@ def test_a_reader_s_process_imports_neither_lightning_nor_the_training():
 
 def test_held_out_clips_are_covered_once_by_all_ranks_together(profile):
     alone = list(loaded(profile).val_dataloader())
-    assert sorted(key for batch in alone for key in batch.keys) == [
-        f"{k:03d}-val" for k in range(VAL)
-    ]
+    everyone = [f"{k:03d}-val" for k in range(VAL)]
+    assert sorted(key for batch in alone for key in batch.keys) == everyone
     for world in (2, 4):
         config = ["buckets.batches=4", "buckets.tokens=48"]  # one clip a batch
         parts = [

@@ -12,10 +12,11 @@ from a fork server, which has no threads and no GPU of the training's to inherit
 import hashlib
 import multiprocessing
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -79,7 +80,8 @@ class ShardData(LightningDataModule):
                 raise UsageError(f"no sample fits step {phase.step}: {self._why()}")
         self.taste = Taste(config.buckets.fps, config.data.captions, kind == "dit", config.seed)
         self.state: dict[str, Any] | None = None
-        self._val: DataLoader | None = None
+        self._reading: WeakSet[Generator] = WeakSet()
+        self._held: WeakSet[HeldOut] = WeakSet()
 
     # --- what there is -------------------------------------------------------------------------
 
@@ -247,7 +249,11 @@ class ShardData(LightningDataModule):
         return [*planned, *again][self.rank :: self.world]
 
     def teardown(self, stage: str | None = None) -> None:
-        self._val = None
+        """Ends all readers' processes, whoever still holds a loader."""
+        for generator in list(self._reading):
+            generator.close()
+        for held in list(self._held):
+            held.loader = None
 
 
 class Steps:
@@ -260,6 +266,11 @@ class Steps:
         return self.data.config.optimizer.steps
 
     def __iter__(self) -> Iterator[Step]:
+        walk = self._walk()
+        self.data._reading.add(walk)
+        return walk
+
+    def _walk(self) -> Generator[Step, None, None]:
         tally = Tally(self.data.config.data.broken_share)
         with no_main():
             steps = iter(self.data.loader(self.data.requests()))
@@ -270,18 +281,21 @@ class Steps:
 
 
 class HeldOut:
-    """The held-out batches of a rank."""
+    """The held-out batches of a rank; its readers wait for the next validation."""
 
     def __init__(self, data: ShardData) -> None:
         self.data = data
         self.wanted = data._held_out()
-        requests = [Request(0, [one], 0, 0, {}) for one in self.wanted]
-        self.loader = data.loader(requests, keep=True)
+        self.loader: DataLoader | None = None
+        data._held.add(self)
 
     def __len__(self) -> int:
         return len(self.wanted)
 
     def __iter__(self) -> Iterator[Batch]:
+        if self.loader is None:
+            requests = [Request(0, [one], 0, 0, {}) for one in self.wanted]
+            self.loader = self.data.loader(requests, keep=True)
         tally = Tally(self.data.config.data.broken_share)
         with no_main():
             steps = iter(self.loader)
