@@ -1,40 +1,23 @@
 """One sample: its bytes to frames of a bucket's size, at 16 a second, with one of its captions.
 
 What is drawn (where a longer clip is entered, which caption) follows from (seed, epoch, key).
-Frames are told by their time stamps, as curation tells them, so a variable rate is no special case.
-
-PyAV reads, scaling before it converts: on clips of 9 and of 81 frames as fast as decord or faster,
-with the same pixels (`tests/benchmarks/loading.py`), and safe in a forked process.
 """
 
 import hashlib
-import io
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from fractions import Fraction
 from typing import Any
 
 import av
 import cv2
-import numpy as np
-import torch
-from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
-from PIL import Image, ImageOps
 from torch import Tensor
 
-from curation.video import MAX_PIXELS
 from training import foreign, tars
 from training.batch import Bucket
+from training.frames import Box, BrokenError, image, line, video
 from training.tars import Row, TarError
 
-NEAR = 1e-3  # of a frame at the wanted rate: stamps are rounded
 HELD_OUT = -1  # the epoch of held-out clips: nothing is drawn
-BOXES = "crop_box"  # of foreign JSON: x, y, width, height still to be cut out
-
-
-class BrokenError(Exception):
-    """One line that says why a sample can't be used."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +55,9 @@ def decode(
     Raises:
         BrokenError: it can't be used, and why.
     """
-    draw = np.random.default_rng(seeded(taste.seed if epoch >= 0 else 0, epoch, row.key))
-    drawn = draw.random() if epoch >= 0 else 0.5
-    place = drawn if place is None else place
+    held_out = epoch == HELD_OUT
+    where, which = draws(0 if held_out else taste.seed, epoch, row.key)
+    place = (0.5 if held_out else where) if place is None else place
     try:
         members = tars.sample(row)
         told = tars.parsed(members["json"]) if "json" in members else {}
@@ -87,12 +70,12 @@ def decode(
         if row.media == "safetensors":
             found.mean, found.logvar = posterior(media, bucket)
         elif row.media == "mp4":
-            found.video, span = video(media, bucket, taste.fps, place, told.get(BOXES))
+            found.video, span = video(media, bucket, taste.fps, place, box(told))
         else:
-            found.video = image(media, bucket, told.get(BOXES))
+            found.video = image(media, bucket, box(told))
     except (TarError, OSError, av.error.FFmpegError, ValueError, cv2.error) as error:
-        raise BrokenError(_line(error)) from None
-    found.prompt = caption(told, members.get("txt"), span, taste, draw)
+        raise BrokenError(line(error)) from None
+    found.prompt = caption(told, members.get("txt"), span, taste, which)
     if taste.needs_caption and not found.prompt:
         raise BrokenError("it has no caption")
     return found
@@ -106,14 +89,11 @@ SUFFIXES = {
 }
 
 
-def seeded(seed: int, epoch: int, key: str) -> int:
+def draws(seed: int, epoch: int, key: str) -> tuple[float, float]:
+    """Two numbers from 0 to 1, 1 excluded."""
     text = f"{seed}/{epoch}/{key}".encode("utf-8", "surrogateescape")
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
-
-
-def _line(error: Exception) -> str:
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return text.splitlines()[0]
+    digest = hashlib.blake2b(text, digest_size=12).digest()
+    return tuple(int.from_bytes(half) / 2**48 for half in (digest[:6], digest[6:]))
 
 
 def check(media: bytes, digest: str) -> None:
@@ -129,20 +109,21 @@ def caption(
     text: bytes | None,
     span: tuple[int, int],
     taste: Taste,
-    draw: np.random.Generator,
+    which: float,
 ) -> str:
     """One caption, of the wanted language where there is one; empty where there is none.
 
     Args:
         text: of the `.txt` beside it.
         span: first and last of its own frames that are shown.
+        which: 0 … 1, of several.
     """
     some = foreign.of_span(foreign.captions(told), *span)
     if not some and text is not None:
         some = [{"text": text.decode("utf-8", "replace")}]
     wanted = [one for one in some if one.get("language", "").partition("-")[0] == taste.captions]
     texts = [one["text"].strip() for one in (wanted or some)]
-    return texts[int(draw.integers(len(texts)))] if texts else ""
+    return texts[int(which * len(texts))] if texts else ""
 
 
 def tier(told: dict[str, Any]) -> str | None:
@@ -153,179 +134,25 @@ def scores(told: dict[str, Any]) -> dict[str, float]:
     """Those that are numbers."""
     some = told.get("scores")
     numbers = some.items() if isinstance(some, dict) else ()
-    return {
-        name: float(value)
-        for name, value in numbers
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    }
+    return {name: float(value) for name, value in numbers if _is_number(value)}
 
 
-# --- pictures -------------------------------------------------------------------------------------
-
-
-def video(
-    data: bytes, bucket: Bucket, fps: float, place: float, box: list[int] | None = None
-) -> tuple[Tensor, tuple[int, int]]:
-    """uint8 [3, T, H, W]: of a clip, as many frames as the bucket has, scaled to cover it.
-
-    Frame k is the one that is shown k / fps after the first. Also the numbers, among the clip's own
-    frames, of the first and the last of them.
-
-    Args:
-        place: 0 … 1, which of the possible first frames.
-        box: x, y, width, height that remain of the picture.
+def box(told: dict[str, Any]) -> Box | None:
+    """What is still to be cut out of it; our own shards are cut already.
 
     Raises:
-        BrokenError: it is too short, or too large.
-        FFmpegError: it can't be decoded.
+        BrokenError: it is no box.
     """
-    with av.open(io.BytesIO(data), metadata_errors="replace") as container:
-        if not container.streams.video:
-            raise BrokenError("has no video stream")
-        stream = container.streams.video[0]
-        stream.thread_count = 1
-        if stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
-            raise BrokenError("its frames are too large")
-        stamps = Stamps.of(container, stream)
-        first = _first(stamps.end_s, bucket.frames, fps, place)
-        numbers = shown(stamps.times_s, first, bucket.frames, fps)
-        wanted = stamps.ticks[numbers]
-        container.seek(int(wanted[0]), stream=stream)  # to the key frame before
-        taken = _taken(container.decode(stream), wanted, stream.sample_aspect_ratio, bucket, box)
-        return taken, (int(numbers[0]), int(numbers[-1]))
+    some = told.get("crop_box")
+    if some is None:
+        return None
+    if not isinstance(some, list) or len(some) != 4 or not all(map(_is_number, some)):
+        raise BrokenError(f"its crop_box {some!r} is no x, y, width, height")
+    return tuple(some)
 
 
-@dataclass(frozen=True)
-class Stamps:
-    """When each frame of a clip is shown, in order."""
-
-    ticks: np.ndarray  # of the container's clock
-    times_s: np.ndarray  # since the first frame
-    end_s: float  # of the last frame
-
-    @classmethod
-    def of(cls, container, stream) -> "Stamps":
-        """From the packets alone, without decoding."""
-        packets = [one for one in container.demux(stream) if one.size and not one.is_discard]
-        if not packets or any(one.pts is None for one in packets):
-            raise BrokenError("its frames have no time stamps")
-        packets.sort(key=lambda one: one.pts)
-        ticks, clock = np.array([one.pts for one in packets], np.int64), stream.time_base
-        lasts = packets[-1].duration or (ticks[-1] - ticks[-2] if len(ticks) > 1 else 0)
-        times = ticks - ticks[0]
-        return cls(ticks, times * float(clock), float((times[-1] + lasts) * clock))
-
-
-def _first(end_s: float, frames: int, fps: float, place: float) -> int:
-    """The first frame of a window, counted at the wanted rate."""
-    has = max(1, math.ceil(end_s * fps - NEAR))
-    if has < frames:
-        raise BrokenError(f"{has} frames at {fps:g} a second; its bucket wants {frames}")
-    return min(has - frames, int(place * (has - frames + 1)))
-
-
-def shown(times_s: np.ndarray, first: int, frames: int, fps: float) -> np.ndarray:
-    """Which frame is shown at each of the wanted times: the last one that has begun."""
-    times = (first + np.arange(frames) + NEAR) / fps
-    return np.maximum(np.searchsorted(times_s, times, side="right") - 1, 0)
-
-
-def _taken(
-    walk: Iterator[av.VideoFrame],
-    wanted: np.ndarray,
-    ratio: Fraction | None,
-    bucket: Bucket,
-    box: list[int] | None,
-) -> Tensor:
-    """The wanted frames of a walk, each scaled and cut; one that is wanted twice is copied."""
-    out = np.empty((len(wanted), bucket.height, bucket.width, 3), np.uint8)
-    scaler, at = VideoReformatter(), 0
-    for frame in walk:
-        if frame.pts != wanted[at]:
-            continue
-        out[at] = _scaled(frame, scaler, ratio, bucket, box)
-        at += 1
-        while at < len(wanted) and wanted[at] == wanted[at - 1]:
-            out[at] = out[at - 1]
-            at += 1
-        if at == len(wanted):
-            return torch.from_numpy(out).permute(3, 0, 1, 2)
-    raise BrokenError(f"only {at} of {len(wanted)} frames can be decoded")
-
-
-def _scaled(
-    frame: av.VideoFrame,
-    scaler: VideoReformatter,
-    ratio: Fraction | None,
-    bucket: Bucket,
-    box: list[int] | None,
-) -> np.ndarray:
-    """RGB [H, W, 3]; `ratio`: of a pixel's width to its height."""
-    turn = foreign.quarters(frame)
-    fit = Fit.of(foreign.upright(frame, ratio), (bucket.width, bucket.height), box)
-    width, height = (fit.height, fit.width) if turn % 2 else (fit.width, fit.height)
-    rgb = scaler.reformat(
-        frame,
-        width=width,
-        height=height,
-        format="rgb24",
-        interpolation=Interpolation.AREA,
-        dst_color_range=ColorRange.JPEG,
-        threads=1,  # readers are processes already; swscale's own threads only wait
-    ).to_ndarray()
-    return fit.cut(np.rot90(rgb, -turn) if turn else rgb)
-
-
-@dataclass(frozen=True)
-class Fit:
-    """A whole picture's new size, and the part of it that fills the bucket."""
-
-    width: int
-    height: int
-    left: int
-    top: int
-    size: tuple[int, int]  # the bucket's
-
-    @classmethod
-    def of(cls, size: tuple[float, float], target: tuple[int, int], box: list[int] | None) -> "Fit":
-        """Scaled so that the box covers the target; of what is too much, both sides lose alike."""
-        x, y, across, down = box or (0, 0, *size)
-        outside = x < 0 or y < 0 or x + across > size[0] + 1 or y + down > size[1] + 1
-        if outside or across <= 0 or down <= 0:
-            raise BrokenError(f"its crop box {box} is not within {size[0]:g}x{size[1]:g}")
-        scale = max(target[0] / across, target[1] / down)
-        width = max(target[0], round(size[0] * scale))
-        height = max(target[1], round(size[1] * scale))
-        left = round((x + across / 2) * scale - target[0] / 2)
-        top = round((y + down / 2) * scale - target[1] / 2)
-        left = min(max(left, 0), width - target[0])
-        return cls(width, height, left, min(max(top, 0), height - target[1]), target)
-
-    def cut(self, picture: np.ndarray) -> np.ndarray:
-        width, height = self.size
-        return picture[self.top : self.top + height, self.left : self.left + width]
-
-
-def image(data: bytes, bucket: Bucket, box: list[int] | None = None) -> Tensor:
-    """uint8 [3, 1, H, W]; what shines through is white."""
-    try:
-        with Image.open(io.BytesIO(data)) as opened:
-            if opened.width * opened.height > MAX_PIXELS:
-                raise BrokenError("it is too large")
-            picture = ImageOps.exif_transpose(opened)
-            if "A" in picture.getbands() or "transparency" in picture.info:
-                picture = picture.convert("RGBA")
-                ground = Image.new("RGBA", picture.size, "white")
-                picture = Image.alpha_composite(ground, picture)
-            rgb = np.asarray(picture.convert("RGB"))
-    except (Image.DecompressionBombError, SyntaxError) as error:
-        raise BrokenError(_line(error)) from None
-    fit = Fit.of((rgb.shape[1], rgb.shape[0]), (bucket.width, bucket.height), box)
-    if (fit.width, fit.height) != (rgb.shape[1], rgb.shape[0]):
-        shrinks = fit.width < rgb.shape[1]
-        how = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
-        rgb = cv2.resize(rgb, (fit.width, fit.height), interpolation=how)
-    return torch.from_numpy(np.array(fit.cut(rgb))).permute(2, 0, 1)[:, None]
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def posterior(data: bytes, bucket: Bucket) -> tuple[Tensor, Tensor]:
