@@ -183,6 +183,8 @@ class WanDiT(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw the parameters anew as Wan does; after `to_empty` too."""
+        if self.patch_embedding.weight.is_meta:
+            return  # nothing to draw; PyTorch would import its compiler for it, which takes seconds
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)

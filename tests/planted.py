@@ -6,7 +6,7 @@ that one fault is as strong at every size. `real_clips` are the clean clips they
 """
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 from io import BytesIO
@@ -99,6 +99,12 @@ def real_clips() -> tuple[Real, ...]:
         for _, start, end in (span for span in SPANS if span[0] == name):
             clips.append(Real(f"{Path(name).stem}-{start}", frames[start:end], fps))
     return tuple(clips)
+
+
+@lru_cache(maxsize=1)
+def seconds() -> tuple[Real, ...]:
+    """A second of every real clip, as much as the shortest has."""
+    return tuple(replace(clip, frames=clip.frames[:26]) for clip in real_clips())
 
 
 def clip_of(frames: np.ndarray, fps: float, sample_fps: float = 2.0, bytes: int = 0) -> Clip:

@@ -2,15 +2,18 @@
 
 import hashlib
 import os
+import pickle
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import duckdb
 
-from curation import run
-from recipes.load import main
+from curation import engine, run
+from recipes.load import UsageError, main
 from recipes.schema import Curation
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,8 +38,29 @@ def curate(*keys: str, timeout: float = 300) -> subprocess.CompletedProcess:
 
 
 def curated(*keys: str) -> int:
-    """One run in this process, which spares its start-up; the exit status."""
-    return main(Curation, run.curate, [*map(str, keys)])
+    """One run in this process, its workers' jobs too, which spares all start-up; the exit status.
+
+    `curate` and `started` are for what only processes can show.
+    """
+    with patch.object(engine, "run", alone):
+        return main(Curation, run.curate, [*map(str, keys)])
+
+
+def alone(function, jobs, *, setup=None, **of_workers) -> Iterator[engine.Event]:
+    """`curation.engine.run` with this process as its only worker. What would go through a pipe is
+    pickled here too."""
+    if setup:
+        setup()
+    for job in jobs:
+        error = None
+        try:
+            for value in function(pickle.loads(pickle.dumps(job))):
+                yield engine.Event(job, value=pickle.loads(pickle.dumps(value)))
+        except UsageError:
+            raise
+        except Exception as failure:
+            error = engine.one_line(failure)
+        yield engine.Event(job, error=error, done=True)
 
 
 def started(*keys: str) -> subprocess.Popen:

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from curation import basic, border, overlay, text
 from curation.scorer import REGISTRY, Clip, score
 from tests import planted
-from tests.planted import auc, clip_of, real_clips
+from tests.planted import auc, clip_of, real_clips, seconds
 
 CLASSICAL = ("border", "size", "exposure", "sharpness", "synthetic", "watermark")
 
@@ -22,8 +22,8 @@ def scores(frames: np.ndarray, fps: float, *names: str) -> dict:
 
 @lru_cache(maxsize=1)
 def clean_clips() -> list[Clip]:
-    """The real clips as scorers see them."""
-    return [clip_of(clip.frames, clip.fps) for clip in real_clips()]
+    """A second of each real clip as scorers see it."""
+    return [clip_of(clip.frames, clip.fps) for clip in seconds()]
 
 
 def clean_scores(*names: str) -> list[dict]:
@@ -35,7 +35,7 @@ def clean_scores(*names: str) -> list[dict]:
 def told(name: str, fault, **directions: int) -> dict[str, float]:
     """AUC over all real clips of each named column; −1 where the fault lowers it."""
     clean = clean_scores(name)
-    faulty = [scores(fault(c.frames), c.fps, name) for c in real_clips()]
+    faulty = [scores(fault(c.frames), c.fps, name) for c in seconds()]
     return {
         column: auc([sign * row[column] for row in clean], [sign * row[column] for row in faulty])
         for column, sign in directions.items()
@@ -63,7 +63,7 @@ def test_size_tells_seconds_pixels_and_bits():
 
 
 def test_an_image_gets_every_score_but_the_watermark():
-    frames = real_clips()[0].frames[:1]
+    frames = seconds()[0].frames[:1]
     row = scores(frames, 25, *CLASSICAL, "text_area", "nsfw")
     assert row["duration_s"] == 0
     assert [column for column, value in row.items() if value is None] == [
@@ -87,7 +87,7 @@ def test_every_column_lies_in_its_range():
 @pytest.mark.parametrize("grain", [0.0, 3.0])
 def test_bars_are_found_to_two_pixels(bars, grain):
     clean, faulty = [], []
-    for clip, before in zip(real_clips(), clean_scores("border"), strict=True):
+    for clip, before in zip(seconds(), clean_scores("border"), strict=True):
         after = scores(bars(clip.frames, grain=grain), clip.fps, "border")
         height, width = clip.frames.shape[1:3]
         x, y, w, h = before["border_box"]
@@ -104,7 +104,7 @@ def test_bars_are_found_to_two_pixels(bars, grain):
 
 
 def test_bars_survive_compression_fades_and_a_logo_across_the_edge():
-    for clip in real_clips()[:12:8]:
+    for clip in seconds()[:12:8]:
         frames = planted.letterbox(clip.frames)
         fade = np.linspace(0, 1, len(frames))[:, None, None, None]
         frames = planted.logo((frames * fade).astype(np.uint8))
@@ -116,7 +116,7 @@ def test_bars_survive_compression_fades_and_a_logo_across_the_edge():
 
 
 def test_bars_that_carry_subtitles_and_a_logo_are_found():
-    for clip in real_clips():
+    for clip in seconds():
         height, width = clip.frames.shape[1:3]
         if width < 1.5 * height:
             continue  # the lines fill the bar's whole width
@@ -135,7 +135,7 @@ def test_darkness_is_not_a_border():
     assert scores(night, 25, "border")["border_area"] == 0
     night[:, np.arange(180)[:, None] > 250 - roofs] = 0  # and its mirror below
     assert scores(night, 25, "border")["border_area"] == 0
-    for clip, before in zip(real_clips(), clean_scores("border"), strict=True):
+    for clip, before in zip(seconds(), clean_scores("border"), strict=True):
         clean = before["border_area"]
         dark = scores(planted.expose(clip.frames, -5), clip.fps, "border")["border_area"]
         assert max(clean, dark) < 0.02, clip.name
@@ -149,7 +149,7 @@ def test_a_black_title_card_is_not_cropped_to_its_title():
 
 
 def test_other_scores_look_within_the_borders():
-    for clip in real_clips()[:12:3]:
+    for clip in seconds()[:12:3]:
         bars = scores(planted.letterbox(clip.frames), clip.fps, *CLASSICAL)
         rows = round(0.12 * clip.frames.shape[1])
         bare = scores(clip.frames[:, rows:-rows], clip.fps, *CLASSICAL)
@@ -253,14 +253,14 @@ def test_drawings_are_told_from_films_animated_ones_included():
 
 
 def test_subtitles_are_found():
-    stills = [clip.frames[:1] for clip in real_clips()]
+    stills = [clip.frames[:1] for clip in seconds()]
     clean = [scores(still, 25, "text_area")["text_area"] for still in stills]
     faulty = [scores(planted.subtitles(s), 25, "text_area")["text_area"] for s in stills]
     assert auc(clean, faulty) >= 0.95
 
 
 def test_text_boxes_cover_the_written_lines():
-    clip = real_clips()[4]
+    clip = seconds()[4]
     before = np.zeros_like(clip.frames[:1])
     written = planted.subtitles(before)[0].any(-1)
     boxes = text.text_boxes(text.text_probability(planted.subtitles(clip.frames[:1])[0]))
@@ -275,14 +275,14 @@ def test_text_boxes_cover_the_written_lines():
 
 def test_a_subject_that_the_detector_takes_for_text_is_no_text():
     # On this clip the network marks a face with probability 1.
-    clip = next(c for c in real_clips() if c.name == "carphone_pristine-60")
+    clip = next(c for c in seconds() if c.name == "carphone_pristine-60")
     assert (text.text_probability(clip.frames[0]) > 0.9).mean() > 0.02
     assert scores(clip.frames, clip.fps, "text_area")["text_area"] < 0.01
 
 
 def test_nsfw_is_what_its_package_says():
     whole = NSFWClassifier(providers=["CPUExecutionProvider"], intra_op_num_threads=1)
-    for clip in real_clips()[::4]:
+    for clip in seconds()[::4]:
         still = clip_of(clip.frames[:1], clip.fps)
         ours = score(still, [REGISTRY["nsfw"]])["basic"]["nsfw"]
         assert ours == pytest.approx(whole.classify(still.rgb[0]).nsfw, abs=1e-3)
@@ -290,7 +290,7 @@ def test_nsfw_is_what_its_package_says():
 
 def test_benign_clips_are_not_nsfw():
     rows = clean_scores("nsfw")
-    found = {c.name: row["nsfw"] for c, row in zip(real_clips(), rows, strict=True)}
+    found = {c.name: row["nsfw"] for c, row in zip(seconds(), rows, strict=True)}
     real = [value for name, value in found.items() if not name.startswith("bigbuckbunny")]
     assert max(real) < 0.2
     assert max(found.values()) < 0.5  # a drawn, naked, fat rabbit
@@ -324,7 +324,7 @@ def test_a_translucent_logo_over_a_moving_scene_is_found_where_it_is():
 
 
 def test_nothing_is_said_of_watermarks_under_a_still_camera():
-    for clip in real_clips()[:12:3]:
+    for clip in seconds()[:12:3]:
         still = planted.static(clip.frames)
         for frames in (still, planted.logo(still)):
             assert scores(frames, clip.fps, "border", "watermark")["watermark"] is None
@@ -342,7 +342,7 @@ def test_the_edge_of_a_border_is_no_watermark():
 def test_scores_hardly_depend_on_size():
     tolerance = {"luma_mean": 0.01, "overexposed": 0.03, "underexposed": 0.03, "sharpness": 0.15}
     tolerance |= {"border_area": 0.01, "synthetic": 0.05, "aspect_ratio": 0.02}
-    for clip, whole in zip(real_clips(), clean_scores(*CLASSICAL), strict=True):
+    for clip, whole in zip(seconds(), clean_scores(*CLASSICAL), strict=True):
         if clip.frames.shape[2] < 640:
             continue
         half = scores(planted.resize(clip.frames, 0.5), clip.fps, *CLASSICAL)
@@ -351,7 +351,8 @@ def test_scores_hardly_depend_on_size():
 
 
 def test_scores_do_not_depend_on_the_frame_rate():
-    for clip, whole in zip(real_clips(), clean_scores(*CLASSICAL), strict=True):
+    for clip in real_clips():
+        whole = scores(clip.frames, clip.fps, *CLASSICAL)
         half = scores(clip.frames[::2], clip.fps / 2, *CLASSICAL)
         for column in ("luma_mean", "overexposed", "underexposed", "sharpness", "synthetic"):
             assert whole[column] == pytest.approx(half[column], abs=0.03), (clip.name, column)
@@ -359,7 +360,7 @@ def test_scores_do_not_depend_on_the_frame_rate():
 
 
 def test_subtitles_measure_alike_at_half_size():
-    clip = real_clips()[4]
+    clip = seconds()[4]
     frames = planted.subtitles(clip.frames[:1])
     whole, half = text.text_share(frames[0]), text.text_share(planted.resize(frames, 0.5)[0])
     assert half == pytest.approx(whole, rel=0.25)
@@ -367,7 +368,7 @@ def test_subtitles_measure_alike_at_half_size():
 
 def test_a_box_is_in_source_pixels_where_only_the_centre_is_native():
     frames = np.zeros((1, 2160, 3840, 3), np.uint8)
-    frames[:, 270:1890] = real_clips()[7].frames[0][::8, ::8].repeat(36, 0).repeat(48, 1)[:1620]
+    frames[:, 270:1890] = seconds()[7].frames[0][::8, ::8].repeat(36, 0).repeat(48, 1)[:1620]
     box = scores(frames, 25, "border")["border_box"]
     assert np.abs(np.subtract(box, (0, 270, 3840, 1620))).max() <= 2 * 6
 
@@ -379,7 +380,7 @@ def test_models_load_once_a_process():
 
 
 def test_looking_at_faults_needs_no_border_score_first():
-    clip = clip_of(planted.letterbox(real_clips()[0].frames), 25)
+    clip = clip_of(planted.letterbox(seconds()[0].frames), 25)
     assert border.picture(clip) == tuple(score(clip, [REGISTRY["border"]])["basic"]["border_box"])
     moving, found = overlay.overlays(clip.gray)
     assert 0 <= moving <= 1

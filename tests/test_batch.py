@@ -145,9 +145,9 @@ catalog.write(rows.batch("b"))
         assert len(catalog.query("FROM clips")) == 4
 
 
-@pytest.mark.parametrize("most", [4, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("most", [3, pytest.param(30, marks=pytest.mark.slow)])
 def test_kills_in_the_midst_of_writing_lose_nothing_and_repeat_nothing(tmp_path, most):
-    count = 6 * most
+    count = 5 * most
     with Catalog(tmp_path / "calm") as calm:
         for i in range(count):
             calm.write(rows.batch(f"video{i:011d}", 3))

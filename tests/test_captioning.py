@@ -6,11 +6,12 @@ import cv2
 import numpy as np
 import pytest
 
-from curation import captioner, captioning, run, sources, synthetic, video
+from curation import captioner, captioning, engine, run, sources, synthetic, video
 from curation.catalog import Catalog
 from recipes.load import UsageError, load, main
 from recipes.schema import Curation, Synthetic
 from tests import tiny_vlm, zoo
+from tests.running import alone, curated
 
 cv2.setNumThreads(1)
 PROMPT = "describe a circle"
@@ -143,7 +144,7 @@ def world(tmp_path_factory):
     taught.model.save_pretrained(model)
     torch.set_num_threads(threads)
     captioner.load.cache_clear()
-    assert run.curate(configured(folder, "steps=basic,select")) == 0
+    assert curated(*arguments(folder, "steps=basic,select")) == 0
     return folder, model
 
 
@@ -178,6 +179,7 @@ def decided(folder) -> dict[str, tuple]:
 
 def test_clips_that_lack_only_a_caption_get_one_and_are_kept_and_described_once(world, monkeypatch):
     folder, model = world
+    monkeypatch.setattr(engine, "run", alone)
     lacking = (False, "require_caption", None, None, None, None)
     assert decided(folder) == {f"{name}.mp4": lacking for name in SHAPES}
     # no captioner is no fault
@@ -191,7 +193,7 @@ def test_clips_that_lack_only_a_caption_get_one_and_are_kept_and_described_once(
     assert decided(folder) == expected
     # now every clip is described: not even a worker is started
     given = []
-    monkeypatch.setattr(captioning.engine, "run", lambda _, jobs, **more: given.extend(jobs) or [])
+    monkeypatch.setattr(engine, "run", lambda _, jobs, **more: given.extend(jobs) or [])
     assert run.curate(config) == 0
     assert given == []
     assert decided(folder) == expected
@@ -200,6 +202,7 @@ def test_clips_that_lack_only_a_caption_get_one_and_are_kept_and_described_once(
         other = configured(folder, "captions.model=someone/else")
         assert captioning.describe(catalog, other) is False
     assert [len(job.clips) for job in given] == [1, 1]
+    captioner.load.cache_clear()
 
 
 def test_a_clip_of_which_the_model_says_nothing_has_no_caption(world, tmp_path):

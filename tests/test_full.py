@@ -4,11 +4,12 @@ import cv2
 import numpy as np
 import pytest
 
-from curation import run, semantics, synthetic
+from curation import engine, run, semantics, synthetic
 from curation.catalog import Catalog
 from recipes.load import load, main
 from recipes.schema import Curation, Synthetic
 from tests import tiny_clip
+from tests.running import alone
 
 cv2.setNumThreads(1)
 AESTHETIC, QUALITY = tiny_clip.linear(1, 5.0), tiny_clip.linear(2, 0.0)
@@ -45,7 +46,14 @@ def arguments(folder, out, **weights) -> list[str]:
     ]
 
 
-def test_a_full_run_fills_quality_and_aesthetic_from_the_models_that_it_names(world, tmp_path):
+@pytest.mark.parametrize(
+    "at_work", ["this process", pytest.param("a worker", marks=pytest.mark.slow)]
+)
+def test_a_full_run_fills_quality_and_aesthetic_from_the_models_that_it_names(
+    world, tmp_path, monkeypatch, at_work
+):
+    if at_work == "this process":
+        monkeypatch.setattr(engine, "run", alone)
     assert run.curate(load(Curation, arguments(world, tmp_path))) == 0
     with Catalog(tmp_path) as catalog:
         (row,) = catalog.query(

@@ -3,6 +3,8 @@
 The full-size models are built on the meta device, where they take no memory.
 """
 
+from functools import cache
+
 import pytest
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
@@ -69,6 +71,7 @@ PUBLIC = {
 }
 
 
+@cache
 def both(variant: str) -> tuple[dict, dict]:
     """Shapes by name of our model and of diffusers' model of the same size."""
     if variant in DITS:

@@ -81,27 +81,27 @@ def test_times_have_no_fractions_of_a_second(made):
     assert not re.search(r"\d\d:\d\d:\d\d\.\d", html)
 
 
-def test_twenty_thousand_clips_make_a_small_page_in_seconds(tmp_path):
+def test_five_thousand_clips_make_a_small_page_in_seconds(tmp_path):
     with Catalog(tmp_path) as catalog:
         catalog.write(rows.batch("v", 1))
         selection.select(catalog, options(tmp_path))  # finds duplicates; then come made-up ones
         with catalog.transaction() as con:
             con.register("pictures", _pictures(64))
-            _many(con, 20_000)
+            _many(con, 5_000)
         config = options(tmp_path, min_sharpness=0.3, max_text_area=0.9, max_noise=0.8)
         found = selection.select(catalog, config)
         began = time.process_time()
         html, plain = report.write(catalog, config, found)
         took = time.process_time() - began
     facts = json.loads(plain.read_text("utf-8"))
-    assert facts["totals"]["clips"] == 20_001
-    assert facts["duplicates"]["pairs"] == 3000
+    assert facts["totals"]["clips"] == 5_001
+    assert facts["duplicates"]["pairs"] == 2000
     assert html.stat().st_size < 3e6
     assert plain.stat().st_size < 1e6
     assert sum(kind["files"] for kind in facts["errors"]) == 500
     assert len(facts["errors"]) <= report.KINDS + 1
     harmless(html.read_text("utf-8"))
-    assert took < 60  # cores are shared: alone it takes some two
+    assert took < 60  # cores are shared: alone it takes half of one
 
 
 def _pictures(many: int):
@@ -129,7 +129,7 @@ def _many(con, clips: int) -> None:
         INSERT INTO duplicates BY NAME SELECT a.clip_id, b.clip_id AS duplicate_of,
             'made-up' AS model,
             0.9 + 0.1 * (a.i % 100) / 100 AS similarity FROM made a
-            JOIN made b ON b.i = a.i + 1 WHERE a.i < 6000"""
+            JOIN made b ON b.i = a.i + 1 WHERE a.i < 4000"""
     )
     for step, names in rows.DOUBLES.items():
         values = ", ".join(

@@ -9,15 +9,14 @@ import pytest
 from curation import visual
 from curation.scorer import REGISTRY, Clip, score
 from tests import planted
-from tests.planted import auc, clip_of, real_clips
+from tests.planted import auc, clip_of, real_clips, seconds
 
 BLACK_BAR = 0.15  # of the height
-FRAMES = 26  # of a clip, as many as the shortest has
 
 
 @lru_cache
 def clean_clips() -> tuple[Clip, ...]:
-    return tuple(clip_of(real.frames[:FRAMES], real.fps) for real in real_clips())
+    return tuple(clip_of(real.frames, real.fps) for real in seconds())
 
 
 def one(function, clip: Clip) -> float:
@@ -32,17 +31,12 @@ def clean(function) -> list[float]:
 
 def faulty(function, plant) -> list[float]:
     """One score of every real clip, a fault planted into its frames; only the samples matter."""
-    return [
-        one(function, clip_of(plant(real.frames[:FRAMES:12]), real.fps / 12))
-        for real in real_clips()
-    ]
+    return [one(function, clip_of(plant(real.frames[::12]), real.fps / 12)) for real in seconds()]
 
 
 @lru_cache
 def compressed(codec: str, level: int) -> tuple[np.ndarray, ...]:
-    return tuple(
-        planted.compress(real.frames[:FRAMES], real.fps, codec, level) for real in real_clips()
-    )
+    return tuple(planted.compress(real.frames, real.fps, codec, level) for real in seconds())
 
 
 def desaturate(frames: np.ndarray, share: float) -> np.ndarray:
@@ -120,7 +114,7 @@ def test_texture_is_hardly_taken_for_noise():
     """Where the plain estimator, over the whole picture, is taken in by fur and leaves."""
     mask = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)
     ours, plain = [], []
-    for real in real_clips():
+    for real in seconds():
         luma = cv2.cvtColor(real.frames[0], cv2.COLOR_RGB2GRAY)
         response = np.abs(cv2.filter2D(luma, cv2.CV_32F, mask))[1:-1, 1:-1]
         plain.append(np.sqrt(np.pi / 2) / 6 * response.mean())
@@ -138,7 +132,7 @@ def test_immerkaers_formula_holds_on_white_noise():
 def test_heavy_compression_is_found(codec, level):
     blocky = [
         one(visual.blocks, clip_of(frames, real.fps))
-        for frames, real in zip(compressed(codec, level), real_clips(), strict=True)
+        for frames, real in zip(compressed(codec, level), seconds(), strict=True)
     ]
     assert auc(clean(visual.blocks), blocky) >= 0.95
 
@@ -146,7 +140,7 @@ def test_heavy_compression_is_found(codec, level):
 def test_blocks_are_found_after_scaling_too():
     blocky = [
         one(visual.blocks, clip_of(planted.resize(frames[::12], 1.5), real.fps / 12))
-        for frames, real in zip(compressed("mpeg4", 31), real_clips(), strict=True)
+        for frames, real in zip(compressed("mpeg4", 31), seconds(), strict=True)
     ]
     assert auc(clean(visual.blocks), blocky) >= 0.95
 
@@ -173,9 +167,9 @@ def test_a_title_on_black_has_no_noise():
     "function", [visual.color, visual.contrast, visual.noise, visual.blocks, visual.layout]
 )
 def test_black_borders_change_nothing(function):
-    for real in real_clips()[::4]:
-        frames, box = add_bars(real.frames[:FRAMES])
-        plain = list(function(clip_of(real.frames[:FRAMES], real.fps)).values())[-1]
+    for real in seconds()[::4]:
+        frames, box = add_bars(real.frames)
+        plain = list(function(clip_of(real.frames, real.fps)).values())[-1]
         bordered = list(function(boxed(frames, real.fps, box)).values())[-1]
         if function is visual.layout:
             assert plain @ bordered > 0.99
@@ -184,23 +178,23 @@ def test_black_borders_change_nothing(function):
 
 
 def test_a_border_nobody_found_would_have_changed_contrast():
-    real = real_clips()[7]
-    frames, box = add_bars(real.frames[:FRAMES])
-    plain = one(visual.contrast, clip_of(real.frames[:FRAMES], real.fps))
+    real = seconds()[7]
+    frames, box = add_bars(real.frames)
+    plain = one(visual.contrast, clip_of(real.frames, real.fps))
     assert abs(one(visual.contrast, clip_of(frames, real.fps)) - plain) > 0.05
     assert one(visual.contrast, boxed(frames, real.fps, box)) == pytest.approx(plain)
 
 
 def test_colour_and_contrast_hardly_depend_on_size():
-    for real in real_clips()[::3]:
-        whole = clip_of(real.frames[:FRAMES], real.fps)
-        half = clip_of(planted.resize(real.frames[:FRAMES], 0.5), real.fps)
+    for real in seconds()[::3]:
+        whole = clip_of(real.frames, real.fps)
+        half = clip_of(planted.resize(real.frames, 0.5), real.fps)
         for function in (visual.color, visual.contrast):
             assert one(function, half) == pytest.approx(one(function, whole), rel=0.1)
 
 
 def test_no_score_depends_on_the_frame_rate():
-    real = real_clips()[4]
+    real = seconds()[4]
     whole, half = clip_of(real.frames, real.fps), clip_of(real.frames[::2], real.fps / 2)
     for function in (visual.color, visual.contrast, visual.noise, visual.blocks):
         assert one(function, half) == pytest.approx(one(function, whole), rel=0.1, abs=0.01)
@@ -208,6 +202,7 @@ def test_no_score_depends_on_the_frame_rate():
 
 
 def vectors(frames_of) -> np.ndarray:
+    """Of whole clips: some of the first seconds hardly move."""
     return np.stack([visual.layout(clip_of(*frames_of(real)))["vector"] for real in real_clips()])
 
 
@@ -245,7 +240,7 @@ def test_unlike_clips_are_far_apart(originals):
 
 def test_two_takes_of_one_scene_are_not_copies():
     """A standing camera, another movement: what changes over the clip tells them apart."""
-    ground = np.repeat(real_clips()[7].frames[:1], 40, 0)
+    ground = np.repeat(seconds()[7].frames[:1], 40, 0)
     takes = []
     for direction in (1, -1):
         frames = ground.copy()
