@@ -15,6 +15,8 @@ from recipes.training import DITS, VAES, Fit
 from training import console
 from training.runs import open_run, stages
 
+# which a VAE has no use for
+SHARED = ("compute.context", "compute.strategy", "compute.shard")
 # of the chain itself; a stage has its own
 OWN = ("recipe", "trains", "chain", "name", "resume", "expect")
 
@@ -24,10 +26,10 @@ def run(config: Fit, fit: Callable[[Fit], None]) -> None:
 
     Args:
         config: keys that differ from the chain's own file hold for every stage; `model` for those
-            that have such a size.
+            that have such a size, and how a network is shared by GPUs for the DiTs.
         fit: trains one recipe.
     """
-    given = dict(differing(load(Fit, [f"recipe={config.recipe}"]), config))
+    given = given_to(config)
     if config.plan:
         for recipe in config.chain:
             console.say(f"\n{recipe}")
@@ -43,10 +45,23 @@ def run(config: Fit, fit: Callable[[Fit], None]) -> None:
         chain.finish()
 
 
+def first(config: Fit) -> Fit:
+    """The first of its recipes."""
+    return stage(config.chain[0], given_to(config))
+
+
+def given_to(config: Fit) -> dict[str, Any]:
+    """Keys that were given to the chain, for every stage."""
+    return dict(differing(load(Fit, [f"recipe={config.recipe}"]), config))
+
+
 def stage(recipe: str, given: dict[str, Any]) -> Fit:
     """A recipe with the keys that were given for all."""
-    sizes = {"vae": VAES, "dit": DITS}[load(Fit, [f"recipe={recipe}"]).trains]
+    trains = load(Fit, [f"recipe={recipe}"]).trains
+    sizes = {"vae": VAES, "dit": DITS}[trains]
     mine = {name: value for name, value in given.items() if name != "model" or value in sizes}
+    if trains == "vae":
+        mine = {name: value for name, value in mine.items() if name not in SHARED}
     return load(Fit, [f"recipe={recipe}", *(f"{k}={written(v)}" for k, v in mine.items())])
 
 

@@ -1,5 +1,6 @@
 """What a person reads in the terminal before and after the bar: tables, single lines, the end."""
 
+import os
 import sys
 
 from rich.console import Console, RenderableType
@@ -10,8 +11,12 @@ from training.module import Trained
 from training.progress import duration
 from training.runs import Run
 
-# off a terminal nothing is folded
-out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+# off a terminal nothing is folded; of several processes the first speaks
+out = Console(
+    highlight=False,
+    width=None if sys.stdout.isatty() else 160,
+    quiet=os.environ.get("RANK", "0") != "0",
+)
 
 
 def show(table: RenderableType) -> None:

@@ -88,7 +88,7 @@ class DiTModule(Trained):
 
     def measure(self, batch: Batch, index: int) -> dict[str, Tensor]:
         levels = self.config.validate.timesteps
-        generator = self.generator(-1, index)
+        generator = self.generator(-1, batch.number)
         data = self.latents(batch, generator)
         noise = torch.randn(data.shape, generator=generator).to(data)
         text = self.features(batch.prompts).to(data.device)

@@ -7,7 +7,11 @@ Juditsky, 1992). Whether Wan keeps one is not stated; the nearest open trainers 
 from copy import deepcopy
 
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+
+from training.parallel import local
 
 
 class EMA(nn.Module):
@@ -24,7 +28,9 @@ class EMA(nn.Module):
         if not 0 < decay < 1:
             raise ValueError(f"decay {decay}: between 0 and 1")
         self.decay = decay
-        self.network = deepcopy(network).requires_grad_(False).eval()
+        sharded = isinstance(network, FSDPModule)
+        other = network.shards.copy(network) if sharded else deepcopy(network)
+        self.network = other.requires_grad_(False).eval()
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def train(self, mode: bool = True) -> "EMA":
@@ -36,15 +42,22 @@ class EMA(nn.Module):
         self.steps += 1
         steps = int(self.steps)
         share = 1 - min(self.decay, (1 + steps) / (10 + steps))
-        mine, theirs = list(self.network.parameters()), list(network.parameters())
-        torch._foreach_lerp_(mine, [one.detach() for one in theirs], share)
+        torch._foreach_lerp_(held(self.network), held(network), share)
 
     @torch.no_grad()
     def drift(self, network: nn.Module) -> float:
         """How far it lags: the distance over the network's own length."""
-        pairs = zip(self.network.parameters(), network.parameters(), strict=True)
         away, length = 0.0, 0.0
-        for mine, theirs in pairs:
+        for mine, theirs in zip(held(self.network), held(network), strict=True):
             away += float((mine - theirs).square().sum())
             length += float(theirs.square().sum())
+        if isinstance(network, FSDPModule):
+            sums = torch.tensor([away, length], dtype=torch.float64, device=theirs.device)
+            dist.all_reduce(sums)
+            away, length = sums.tolist()
         return (away / max(length, 1e-30)) ** 0.5
+
+
+def held(network: nn.Module) -> list[Tensor]:
+    """Its weights, or what this process holds of them."""
+    return [local(one.detach()) for one in network.parameters()]

@@ -14,10 +14,16 @@ from recipes.load import main
 from recipes.training import Fit
 
 
-def fit(config: Fit) -> None:
-    """One recipe, or a chain of them."""
-    # these take seconds to import, and --help should not
-    from training import chain, console
+def fit(config: Fit) -> int | None:
+    """One recipe, or a chain of them, in as many processes as it asks for."""
+    from training import parallel  # this takes seconds to import, and --help should not
+
+    return parallel.run(train, config)
+
+
+def train(config: Fit) -> None:
+    """What each process does."""
+    from training import chain, console, parallel
     from training.data import ShardData
     from training.parts import assemble
     from training.preflight import preflight
@@ -25,20 +31,21 @@ def fit(config: Fit) -> None:
     from training.trainer import trainer_of
 
     if config.trains == "chain":
-        return chain.run(config, fit)
+        return chain.run(config, train)
     plan = preflight(config)
     console.show(plan.table())
     if config.plan:
         return None
     began = time.monotonic()
-    data = ShardData(config, config.trains)
+    ranks = parallel.here(config, plan.spread)
+    data = ShardData(config, config.trains, ranks.reader, ranks.spread.readers)
     console.show(data.table())
     with open_run(config) as run:
         if run.done:
             console.say(f"{run.folder}: done already; resume=never begins another")
             return None
-        module, parts = assemble(config, run)
-        trainer = trainer_of(config, run, module, parts, plan)
+        module, parts = assemble(config, run, ranks)
+        trainer = trainer_of(config, run, module, parts, plan, ranks)
         trainer.fit(module, datamodule=data, ckpt_path=run.resume_path(), weights_only=True)
         module.finish(data)
         run.finish(module)

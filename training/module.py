@@ -13,12 +13,13 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningDataModule, LightningModule
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
 from recipes.training import Fit
 from training.batch import Batch, Step
 from training.ema import EMA
 from training.guard import Guard
+from training.optimizers import optimizers
+from training.parallel import meet
 from training.rate import Rate
 
 
@@ -106,15 +107,18 @@ class Trained(LightningModule):
         return self.ema.network if self.ema else self.network
 
     def training_step(self, step: Step, index: int) -> None:
-        optimizer = self.optimizers()
-        optimizer.zero_grad()
+        together = self.optimizers()
+        together = together if isinstance(together, list) else [together]
+        for optimizer in together:
+            optimizer.zero_grad()
         sums, by_sample = {"loss": torch.zeros((), device=self.device)}, []
         for batch in step.batches:
             share = batch.tokens / step.tokens
             losses = self.losses(batch, self.generator(step.number, batch.number))
-            self.meet(batch is step.batches[-1])
-            # ranks' gradients are averaged, but their shares already add up to one
-            self.manual_backward(losses.total.mean() * (share * self.data_ranks))
+            meet(self.network, self.trainer.strategy.model, batch is step.batches[-1])
+            # ranks' gradients are averaged, but they are parts of a whole: of the step's tokens
+            # and, where ranks share a sequence, of the sequence's
+            self.manual_backward(losses.total.mean() * (share * self.trainer.world_size))
             each = losses.total.detach()
             sums["loss"] = sums["loss"] + share * each.mean()
             for name, value in losses.parts.items():
@@ -126,13 +130,16 @@ class Trained(LightningModule):
         keys = [key for batch in step.batches for key in batch.keys]
         taken = self.guard.admits(seen["loss"], gradient, keys)
         if taken:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            optimizer.step()
+            for optimizer in together:
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                optimizer.step()
             if self.ema:
                 self.ema.follow(self.network)
             self.stepped()
         self.step += 1
+        # Lightning validates after a step that it is told to stop at
+        self.trainer.should_stop = self.step >= self.config.optimizer.steps
         self.last = Measured(
             step=self.step,
             loss=seen.pop("loss"),
@@ -168,46 +175,31 @@ class Trained(LightningModule):
 
     # --- several ranks -------------------------------------------------------------------------
 
-    @property
-    def data_ranks(self) -> int:
-        """How many ranks read different batches."""
-        return self.trainer.world_size // self.config.compute.context
-
     def summed(self, value: Tensor) -> Tensor:
         """Over the ranks that read different batches."""
         if self.trainer.world_size == 1:
             return value
-        return self.all_gather(value).sum(0) / self.config.compute.context
-
-    def meet(self, now: bool) -> None:
-        """Whether gradients travel between ranks in the next backward pass: a step's last."""
-        for one in self.network.modules():
-            if isinstance(one, FSDPModule):
-                one.set_requires_gradient_sync(now, recurse=False)
+        value = value.clone()
+        dist.all_reduce(value)
+        return value / self.config.compute.context
 
     # --- Lightning's hooks ---------------------------------------------------------------------
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        config = self.config.optimizer
-        trained = [one for one in self.network.parameters() if one.requires_grad]
-        groups = [
-            # matrices and kernels; neither gains nor biases
-            {
-                "params": [one for one in trained if one.ndim > 1],
-                "weight_decay": config.weight_decay,
-            },
-            {"params": [one for one in trained if one.ndim <= 1], "weight_decay": 0.0},
-        ]
-        return torch.optim.AdamW(groups, config.lr, tuple(config.betas), config.eps)
+    def configure_model(self) -> None:
+        """Lightning insists that a sharded network is sharded here; it was before the EMA."""
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        return optimizers(self.network, self.config.optimizer)
 
     def on_validation_epoch_start(self) -> None:
         self._sums: dict[str, list[float]] = {}
 
     @torch.no_grad()
     def validation_step(self, batch: Batch, index: int) -> None:
+        found = self.measure(batch, index)  # of a repeat too: weights may be spread over the ranks
         if batch.repeat:
             return
-        for name, values in self.measure(batch, index).items():
+        for name, values in found.items():
             total = self._sums.setdefault(name, [0.0, 0.0])
             total[0] += float(values.double().sum())
             total[1] += values.numel()

@@ -30,6 +30,7 @@ from recipes.load import RECIPES, load
 from recipes.training import Fit
 from training.dit_module import DiTModule
 from training.module import Trained
+from training.parallel import Ranks, leader_first, spread
 from training.runs import Run, newest
 from training.vae_module import VAEModule
 
@@ -46,8 +47,8 @@ class Parts:
     places: dict[str, str]  # of each, relative to the run where it is stored there
 
 
-def assemble(config: Fit, run: Run) -> tuple[Trained, Parts | None]:
-    """What a run trains, and what a DiT is trained with.
+def assemble(config: Fit, run: Run, ranks: Ranks) -> tuple[Trained, Parts | None]:
+    """What a run trains, laid out over its processes, and what a DiT is trained with.
 
     Raises:
         UsageError: weights or parts are not where the recipe says, or of another shape.
@@ -55,9 +56,11 @@ def assemble(config: Fit, run: Run) -> tuple[Trained, Parts | None]:
     try:
         # what is resumed brings its own weights
         network = network_of(config, None if run.newest() else found("starts_from", config))
+        network = spread(network, config, ranks)
         if config.trains == "vae":
             return VAEModule(network, config), None
-        parts = parts_of(config, network, run.folder)
+        with leader_first():  # it stores them
+            parts = parts_of(config, network, run.folder)
     except CheckpointError as error:
         raise UsageError(str(error)) from error
     return DiTModule(network, config, parts.vae, parts.text, parts.image), parts
@@ -70,6 +73,7 @@ def network_of(config: Fit, path: Path | str | None) -> nn.Module:
         UsageError, CheckpointError: they can't be read, or are of another shape.
     """
     how = config.compute
+    torch.manual_seed(config.seed)  # every process draws the same
     if config.trains == "vae":
         vae = _vae(config, path)
         vae.checkpoint_activations(how.recompute != "none")

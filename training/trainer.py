@@ -5,11 +5,9 @@ import warnings
 from dataclasses import asdict
 from math import prod
 
-import torch
 from lightning.pytorch import Trainer
 
 from model.defaults import Defaults, public
-from recipes.keys import UsageError
 from recipes.training import Fit
 from training.batch import Bucket
 from training.board import Board
@@ -17,16 +15,20 @@ from training.buckets import buckets
 from training.checkpoints import Saver
 from training.meters import Meters
 from training.module import Trained
+from training.parallel import Ranks, device
 from training.parts import Parts
 from training.preflight import Plan
 from training.progress import Bar
 from training.runs import Run
 from training.samples import Samples
+from training.strategies import Reading, Sharded, strategy_of
 
 PRECISION = {"float32": "32-true", "bfloat16": "bf16-mixed"}
 
 
-def trainer_of(config: Fit, run: Run, module: Trained, parts: Parts | None, plan: Plan) -> Trainer:
+def trainer_of(
+    config: Fit, run: Run, module: Trained, parts: Parts | None, plan: Plan, ranks: Ranks
+) -> Trainer:
     """A trainer that goes through the data once: it ends at `optimizer.steps`."""
     quiet()
     board = Board(run.folder)
@@ -34,9 +36,13 @@ def trainer_of(config: Fit, run: Run, module: Trained, parts: Parts | None, plan
     how = trained_on(config, module) if module.kind == "dit" else None
     samples = Samples(board, run.folder / "samples", parts, how)
     saver = Saver(run, parts.places if parts else {}, asdict(how) if how else {})
+    strategy = strategy_of(config, ranks)
     return Trainer(
         accelerator=device(config),
-        devices=1,
+        devices=ranks.spread.world // config.compute.nodes,
+        num_nodes=config.compute.nodes,
+        strategy=strategy,
+        plugins=[] if isinstance(strategy, Sharded) else [Reading()],
         precision=PRECISION[config.compute.precision],
         max_epochs=1,
         val_check_interval=config.validate.every,
@@ -55,21 +61,12 @@ def quiet() -> None:
     """Leaves out what Lightning says of itself: which devices it found, what else it sells."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning_utilities"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # of its own use of PyTorch, and that the EMA, rightly, is in eval mode
-    for message in (".*treespec, LeafSpec.*", "Found .* module.*in eval mode.*"):
+    for message in (
+        ".*treespec, LeafSpec.*",  # its own use of PyTorch
+        "Found .* module.*in eval mode.*",  # the EMA, rightly
+        ".*your dataloader is not resumable.*",  # the data module is
+    ):
         warnings.filterwarnings("ignore", message)
-
-
-def device(config: Fit) -> str:
-    """cpu or cuda.
-
-    Raises:
-        UsageError: a GPU is asked for, and there is none.
-    """
-    has = torch.cuda.is_available()
-    if config.compute.device == "cuda" and not has:
-        raise UsageError("compute.device=cuda: PyTorch sees no CUDA GPU here")
-    return "cuda" if has and config.compute.device != "cpu" else "cpu"
 
 
 def trained_on(config: Fit, module: Trained) -> Defaults:
