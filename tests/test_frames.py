@@ -79,6 +79,16 @@ def test_a_clip_that_is_too_short_says_so():
         read(numbered.clip(8, 16))
 
 
+def test_a_length_that_is_told_decides_but_for_what_is_not_there():
+    data = numbered.clip(8, 16)
+    found, _ = video(data, NINE, 16, 0, None, 9 / 16)  # the last frame may be shown twice as long
+    assert numbered.numbers(found) == [*range(8), 7]
+    with pytest.raises(BrokenError, match="9 frames at 16 a second; its bucket wants 13"):
+        video(data, Bucket(64, 64, 13), 16, 0, None, 1.0)
+    last, _ = video(numbered.clip(20, 16), NINE, 16, 1.0, None, 12 / 16)
+    assert numbered.numbers(last)[0] == 3  # nothing after the twelfth
+
+
 def test_a_clip_that_is_cut_off_is_broken_wherever_it_is_cut():
     data = numbered.clip(17, 16, movflags="")
     for length in (0, 100, len(data) // 2, len(data) - 200):

@@ -13,7 +13,7 @@ import pytest
 from curation.shards import index as curation_index
 from recipes.load import UsageError
 from recipes.training import Data
-from tests import numbered
+from tests import numbered, zoo
 from training import decode, tars
 from training.batch import Bucket
 from training.decode import Taste
@@ -67,6 +67,30 @@ def test_a_range_is_little_more_than_the_sample(profile):
         others = row.stop - row.start - rows[row.key]["bytes"]
         assert 0 < others < 8_000 + tarfile.RECORDSIZE  # which a tar is filled up to
         assert {"json", "txt"} <= set(tars.sample(row))
+
+
+def test_no_clip_is_too_short_for_the_length_that_its_index_says(tmp_path):
+    stamps = [0.0, *np.cumsum(np.random.default_rng(1).uniform(0.02, 0.1, 40)).tolist()]
+    clips = [numbered.clip(50, fps) for fps in (8, 16, 24, 25, 30000 / 1001, 60)]
+    zoo.variable_rate(tmp_path / "vfr.mp4")
+    clips += [numbered.clip(stamps, 25), (tmp_path / "vfr.mp4").read_bytes()]
+    clips += [numbered.clip([*stamps, stamps[-1] + last], 25) for last in (0.001, 0.4)]
+    (tmp_path / "whole.mp4").write_bytes(numbered.clip(64, 16, g="32"))
+    cut = ["-ss", "0.5", "-i", tmp_path / "whole.mp4", "-c", "copy", tmp_path / "cut.mp4"]
+    zoo.ffmpeg(*cut)  # an edit list hides what precedes it
+    clips.append((tmp_path / "cut.mp4").read_bytes())
+    own = numbered.curated(tmp_path / "tiny", clips)
+    others = numbered.tar(tmp_path / "0.tar", {f"{k}.mp4": c for k, c in enumerate(clips)})
+    for place in (own, others):
+        for split in ("train", "val"):
+            index = gather(data(place), split) if split == "train" or place == others else []
+            for k in range(len(index)):
+                frames = int(np.ceil(float(index.duration[k]) * 16 - 1e-3))
+                for at in (0.0, 1.0):
+                    bucket = Bucket(64, 64, 4 * ((frames - 1) // 4) + 1)
+                    taste = Taste(needs_caption=False)
+                    found = decode.decode(index.row(k), bucket, taste, 0, at)
+                    assert found.video.shape[1] == bucket.frames
 
 
 def test_a_folder_of_one_split_is_split_by_hash(profile):

@@ -70,7 +70,7 @@ def decode(
         if row.media == "safetensors":
             found.mean, found.logvar = posterior(media, bucket)
         elif row.media == "mp4":
-            found.video, span = video(media, bucket, taste.fps, place, box(told))
+            found.video, span = video(media, bucket, taste.fps, place, box(told), row.length_s)
         else:
             found.video = image(media, bucket, box(told))
     except (TarError, OSError, av.error.FFmpegError, ValueError, cv2.error) as error:

@@ -39,7 +39,12 @@ def line(error: Exception) -> str:
 
 
 def video(
-    data: bytes, bucket: Bucket, fps: float, place: float, box: Box | None = None
+    data: bytes,
+    bucket: Bucket,
+    fps: float,
+    place: float,
+    box: Box | None = None,
+    length_s: float | None = None,
 ) -> tuple[Tensor, tuple[int, int]]:
     """uint8 [3, T, H, W]: of a clip, as many frames as the bucket has, scaled to cover it.
 
@@ -49,6 +54,8 @@ def video(
     Args:
         place: 0 … 1, which of the possible first frames.
         box: x, y, width, height that remain of the picture.
+        length_s: as its index has it, which decided on the bucket; containers and packets may
+            differ in how long the last frame is shown.
 
     Raises:
         BrokenError: it is too short, or too large.
@@ -62,7 +69,8 @@ def video(
         if stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
             raise BrokenError("its frames are too large")
         stamps = Stamps.of(container, stream)
-        first = _first(stamps.end_s, bucket.frames, fps, place)
+        end_s = stamps.end_s if length_s is None else min(length_s, stamps.end_s + 1 / fps)
+        first = _first(end_s, bucket.frames, fps, place)
         numbers = shown(stamps.times_s, first, bucket.frames, fps)
         wanted = stamps.ticks[numbers]
         container.seek(int(wanted[0]), stream=stream)  # to the key frame before

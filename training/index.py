@@ -96,6 +96,7 @@ class Index:
             MEDIA[self.media[number]],
             int(number),
             self._beside(number),
+            float(self.duration[number]) or None,
         )
 
     def _beside(self, number: int) -> tuple[str, int, int] | None:

@@ -51,6 +51,7 @@ class Row:
     media: str
     number: int  # its row in the index
     beside: tuple[str, int, int] | None = None  # another tar with the rest of it, and where
+    length_s: float | None = None  # what its index says; None: what its packets say
 
 
 def is_remote(place: str) -> bool:
