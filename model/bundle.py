@@ -146,7 +146,7 @@ def defaults(layout: Layout, config: Mapping[str, Any], bytewise: bool) -> Defau
     known = {field.name for field in fields(Defaults)}
     trained = {name: one for name, one in layout.trained_on.items() if name in known}
     ours = {"negative": ""} if bytewise else {}
-    return replace(public(config), **ours, **trained)
+    return replace(public(config), **ours | trained)
 
 
 def fingerprints(layout: Layout) -> dict[str, dict[str, str]]:

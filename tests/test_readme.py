@@ -13,12 +13,13 @@ from curation import document
 from curation.schema import tables
 from eval import sample
 from recipes.export import Export
-from recipes.load import load
+from recipes.load import RECIPES, load
 from recipes.sample import Sample
 from recipes.schema import Curation
+from recipes.training import Fit, Latents
 from tests import pipelines, zoo
 from tests.running import ROOT, curate, curated
-from training import export
+from training import export, fit
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -48,6 +49,8 @@ def test_readme_shows_the_commands_that_this_file_knows_how_to_check():
         "python run.py",
         "python sample.py",
         "python export.py",
+        "python fit.py",
+        "python latents.py",
         "python -m pytest",
         "python curation.py",
         "python model.py",
@@ -112,6 +115,7 @@ def test_each_command_runs_end_to_end_at_its_smallest_size(arguments, made, tmp_
     if not any(word.startswith("source=") for word in arguments):
         shutil.copytree(made, out)  # the command goes on with what the first one made
     small = {"source=~/videos": f"source={videos}", "synthetic.count=4": "synthetic.count=1"}
+    small["synthetic.count=2000"] = "synthetic.count=2"
     words = [small.get(word, word) for word in arguments if not word.startswith("out=")]
     assert curated(*words, f"out={out}") == 0
     assert capsys.readouterr().out
@@ -146,6 +150,30 @@ def test_the_export_command_runs_on_a_small_official_folder(tmp_path):
     ]
     export.export(load(Export, words))
     assert (tmp_path / "out" / "model_index.json").is_file()
+
+
+@pytest.mark.parametrize("arguments", runs("training/fit.py"), ids=" ".join)
+def test_each_training_command_parses(arguments):
+    assert load(Fit, arguments).recipe
+
+
+@pytest.mark.parametrize("arguments", runs("training/latents.py"), ids=" ".join)
+def test_the_latents_command_parses(arguments):
+    assert load(Latents, arguments).cache.out
+
+
+def test_the_plan_is_what_readme_shows(capsys):
+    (arguments,) = [words for words in runs("training/fit.py") if "plan=true" in words]
+    fit.fit(load(Fit, arguments))
+    told = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    (shown,) = re.findall(r"```\n(Plan: .*?)```", README, flags=re.DOTALL)
+    wanted = [line for line in shown.splitlines() if line.strip() != "…"]
+    assert wanted == [line for line in told if line in wanted]
+
+
+def test_every_recipe_is_named():
+    for path in RECIPES.glob("*.yaml"):
+        assert f"`{path.stem}`" in README or path.stem.startswith("tiny-vae-")
 
 
 @pytest.mark.parametrize("sql", blocks("sql"), ids=lambda sql: sql.splitlines()[0])

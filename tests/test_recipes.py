@@ -4,17 +4,16 @@ Networks are shrunk and clips are 64 pixels wide; data, chain, checkpoints and s
 """
 
 from functools import cache
-from pathlib import Path
 
 import pytest
 import yaml
 
 from model.presets import PRESETS, VAES
-from recipes.load import RECIPES, load, main
+from recipes.load import RECIPES, load
 from recipes.training import DITS, Fit
 from recipes.training import VAES as VAE_SIZES
 from tests.rendered_shards import rendered
-from training.fit import fit
+from tests.small_fit import QUIET, shrink, train
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 LINKS = ("starts_from", "vae", "text_encoder", "image_encoder")
@@ -93,24 +92,6 @@ def test_optimiser_and_loss_are_the_reports():
 # --- two real steps of each ----------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory) -> Path:
-    return rendered(tmp_path_factory.mktemp("shards"), count=10)
-
-
-@pytest.fixture
-def shrunk(monkeypatch) -> None:
-    """Every size as small as its parts allow."""
-    small = {"width": 64, "ffn_width": 64, "num_heads": 2, "num_layers": 1}
-    small |= {"text_width": 16, "text_length": 64}
-    for name, size in PRESETS.items():
-        monkeypatch.setitem(
-            PRESETS, name, {k: v for k, v in size.items() if k not in small} | small
-        )
-    for name in VAES:
-        monkeypatch.setitem(VAES, name, {"width": 4, "blocks": 1})
-
-
 def order() -> list[str]:
     """Recipes after those that they need; chains are trained by their stages."""
     found: list[str] = []
@@ -126,27 +107,16 @@ def order() -> list[str]:
     return found
 
 
-KEYS = (
-    *("buckets.sizes=64x64", "buckets.image_sizes=64x64", "buckets.tokens=64", "buckets.batches=1"),
-    *("optimizer.steps=2", "optimizer.warmup=1", "validate.clips=2", "validate.timesteps=2"),
-    *("validate.sample_every=0", "text_encoder=bytes", "image_encoder=null", "data.workers=0"),
-    *("compute.device=cpu", "compute.precision=float32", "compute.recompute=none", "loss.gan=0"),
-    "data.weights=null",
-)
-
-
-def test_each_takes_two_steps_from_what_the_one_before_has_left(shards, shrunk, tmp_path, capsys):
-    runs = tmp_path / "runs"
+@QUIET
+def test_each_takes_two_steps_from_what_the_one_before_has_left(tmp_path, monkeypatch, capsys):
+    shrink(monkeypatch)
+    shards, runs = rendered(tmp_path / "shards", count=10), tmp_path / "runs"
     for name in order():
-        one = config(name)
-        keys = [key for key in KEYS if not key.startswith("data.weights")]
-        frames = [1] if max(one.buckets.frames) == 1 else [min(9, max(one.buckets.frames))]
-        keys += [f"buckets.frames={frames[0]}", f"data.shards={shards}", f"runs={runs}"]
-        keys += [f"buckets.growth.{step}=9" for step in one.buckets.growth]
-        if frames == [1]:
-            keys.append("data.frames_as_images=true")
-        argv = [f"recipe={name}", *keys]
-        assert main(Fit, fit, argv) == 0, (name, capsys.readouterr().err)
+        longest = min(9, max(config(name).buckets.frames))
+        keys: dict[str, object] = {"buckets__frames": longest, "loss__gan": 0}
+        keys |= {f"buckets__growth__{step}": 9 for step in config(name).buckets.growth}
+        keys |= {"data__frames_as_images": "true"} if longest == 1 else {}
+        assert train(name, shards, runs, **keys) == 0, (name, capsys.readouterr().err)
         (run,) = (runs / name).iterdir()
         assert (run / "done.json").is_file()
         assert (run / "checkpoints" / "step=00000002" / "meta.json").is_file()
