@@ -1,0 +1,1 @@
+"""What is measured of a video: each module yields names and values."""
