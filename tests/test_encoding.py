@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
@@ -133,8 +134,12 @@ def test_a_vae_is_known_by_what_encodes_and_not_by_its_file(vae, tmp_path):
 
 def test_latents_of_another_vae_are_refused(cached, vae, profile, tmp_path):
     trained_on(cached).check(vae)
-    with pytest.raises(UsageError, match="encoded by another VAE.*training/latents.py"):
+    with pytest.raises(UsageError, match=r"encoded by another VAE.*training/latents.py"):
         trained_on(cached).check(drawn(1))
+    data = trained_on(cached)
+    data.trainer = SimpleNamespace(lightning_module=SimpleNamespace(vae=drawn(1)))
+    with pytest.raises(UsageError, match="encoded by another VAE"):
+        data.setup("fit")
     with pytest.raises(UsageError, match="shards of video, not of latents"):
         cache.check(str(profile), vae)
     (tmp_path / "train").mkdir()

@@ -168,6 +168,22 @@ def test_videos_stand_in_for_images_only_if_they_are_told_to():
     assert assigned(config, frames=(9, 3), as_images=True) == ["64x64x1"] * 2
 
 
+def test_images_may_have_sizes_of_their_own():
+    config = settings("sizes=192p", "image_sizes=256p", "frames=1,17", "tokens=8000")
+    found = assigned(
+        config,
+        sizes=[(1920, 1080), (1920, 1080), (336, 192), (336, 192)],
+        frames=(17, 1, 17, 1),
+        media=("mp4", "jpg", "mp4", "jpg"),
+    )
+    assert found == ["336x192x17", "448x256x1", "336x192x17", "smaller than every size"]
+    names = {one.name for one in buckets.buckets(config) if one.is_image}
+    assert "448x256x1" in names
+    assert "336x192x1" not in names
+    with pytest.raises(UsageError, match=r"buckets.image_sizes=9p"):
+        buckets.buckets(settings("image_sizes=9p"))
+
+
 def test_cached_latents_keep_their_size_and_are_cut_to_any_shorter_length():
     config = settings("sizes=64x64,128x64", "frames=1,9,17")
     columns = {

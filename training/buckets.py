@@ -55,26 +55,26 @@ class Assignment:
         return len(self.number)
 
 
-def sizes(config: Buckets) -> list[tuple[int, int]]:
+def sizes(texts: list[str], key: str = "sizes") -> list[tuple[int, int]]:
     """All widths and heights that are meant, in order.
 
     Raises:
         UsageError: a size that is none.
     """
     found: list[tuple[int, int]] = []
-    for text in config.sizes:
+    for text in texts:
         explicit = re.fullmatch(r"(\d+)x(\d+)", text)
         if explicit:
             width, height = int(explicit[1]), int(explicit[2])
             if width % 16 or height % 16 or not width * height:
-                raise UsageError(f"buckets.sizes={text}: wants multiples of 16")
+                raise UsageError(f"buckets.{key}={text}: wants multiples of 16")
             found.append((width, height))
             continue
         try:
             found += [bucket_size(f"{text}-1f-{aspect}") for aspect in ASPECTS]
         except ValueError:
             raise UsageError(
-                f"buckets.sizes={text}: wants 192p, 256p, 480p, 720p, or width x height as 832x480"
+                f"buckets.{key}={text}: wants 192p, 256p, 480p, 720p, or width x height as 832x480"
             ) from None
     return list(dict.fromkeys(found))
 
@@ -99,7 +99,12 @@ def buckets(config: Buckets) -> list[Bucket]:
     Raises:
         UsageError: a size or length that is none, or one sample that exceeds buckets.tokens.
     """
-    some = [Bucket(*size, frames) for size in sizes(config) for frames in lengths(config)]
+    pictures = sizes(config.image_sizes, "image_sizes") or sizes(config.sizes)
+    some = [
+        Bucket(*size, frames)
+        for frames in lengths(config)
+        for size in (pictures if frames == 1 else sizes(config.sizes))
+    ]
     most = max(some, key=lambda one: one.tokens)
     if most.tokens > config.tokens:
         raise UsageError(
@@ -146,16 +151,18 @@ def assign(
     """
     number = np.full(len(index), -1, np.int32)
     reason = np.zeros(len(index), np.int8)
-    where = {bucket: at for at, bucket in enumerate(some)}
-    shapes = list(dict.fromkeys((one.width, one.height) for one in some))
     videos = sorted({one.frames for one in some if not one.is_image})
     allowed = [one for one in videos if one <= (longest or one)]
     has_images = any(one.is_image for one in some)
-
-    shape = _shapes(index, shapes, config, reason)
     single = index.is_image | (index.is_latent & (index.frames == 1))
     if as_images:
         single = np.ones(len(index), bool)
+
+    shape = np.zeros((len(index), 2), np.int32)  # width and height of its bucket
+    for rows, kind in ((single, True), (~single, False)):
+        shapes = list(dict.fromkeys((b.width, b.height) for b in some if b.is_image == kind))
+        if shapes and rows.any():
+            shape[rows], reason[rows] = _shapes(index, np.flatnonzero(rows), shapes, config)
     # the last frame's own duration counts: 81 frames at 16 a second last 5.0625 s
     has = np.where(
         index.is_latent,
@@ -174,35 +181,34 @@ def assign(
     ]
     for faulty, why in reversed(drop):
         reason[faulty] = why
-    table = np.full((len(shapes), max([1, *videos]) + 1), -1, np.int32)
-    for bucket, at in where.items():
-        table[shapes.index((bucket.width, bucket.height)), bucket.frames] = at
-    kept = reason == KEPT
-    number[kept] = table[shape[kept], length[kept].astype(np.int64)]
+    where = {bucket: at for at, bucket in enumerate(some)}
+    kept_rows = np.flatnonzero(reason == KEPT)
+    width, height = shape[kept_rows].T.astype(np.int64)
+    wanted = (width << 40) | (height << 20) | length[kept_rows].astype(np.int64)
+    kinds, inverse = np.unique(wanted, return_inverse=True)
+    numbers = [where[Bucket(k >> 40, k >> 20 & 0xFFFFF, k & 0xFFFFF)] for k in kinds.tolist()]
+    number[kept_rows] = np.array(numbers, np.int32)[inverse]
     return Assignment(some, number, reason)
 
 
 def _shapes(
-    index: Index, shapes: list[tuple[int, int]], config: Buckets, reason: np.ndarray
-) -> np.ndarray:
-    """Which of the shapes each row goes to; writes why, where to none."""
-    groups = classes(shapes)
-    both = np.stack([index.width, index.height], 1).astype(np.int64)
+    index: Index, rows: np.ndarray, shapes: list[tuple[int, int]], config: Buckets
+) -> tuple[np.ndarray, np.ndarray]:
+    """[rows, 2] and [rows]: the width and height that each row goes to, and why to none."""
+    groups, is_latent = classes(shapes), index.is_latent[rows]
+    both = np.stack([index.width[rows], index.height[rows]], 1).astype(np.int64)
     code, inverse = np.unique(both[:, 0] << 32 | both[:, 1], return_inverse=True)
     found = np.zeros((len(code), 2), np.int64)
-    for at, size in enumerate(_pairs(code)):
+    for at, one in enumerate(code.tolist()):
+        size = one >> 32, one & 0xFFFFFFFF
         found[at] = choose(size, shapes, groups, config) if min(size) > 0 else (0, BROKEN)
-    shape, why = found[inverse, 0], found[inverse, 1]
-    if index.is_latent.any():
-        exact = np.array([shapes.index(one) if one in shapes else -1 for one in _pairs(code)])
-        shape = np.where(index.is_latent, exact[inverse], shape)
-        why = np.where(index.is_latent, np.where(shape < 0, OTHER, KEPT), why)
-    reason[:] = why
-    return shape
-
-
-def _pairs(code: np.ndarray) -> list[tuple[int, int]]:
-    return [(one >> 32, one & 0xFFFFFFFF) for one in code.tolist()]
+    shape = np.array(shapes, np.int32)[found[inverse, 0]]
+    why = found[inverse, 1]
+    if is_latent.any():  # what is cached can't be scaled
+        exact = np.array([(one >> 32, one & 0xFFFFFFFF) in shapes for one in code.tolist()])
+        shape = np.where(is_latent[:, None], both, shape)
+        why = np.where(is_latent, np.where(exact[inverse], KEPT, OTHER), why)
+    return shape, why
 
 
 def classes(shapes: list[tuple[int, int]]) -> list[list[int]]:

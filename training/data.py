@@ -33,7 +33,7 @@ from training.buckets import Assignment, assign
 from training.cache import check
 from training.decode import HELD_OUT, Taste
 from training.index import Index, gather
-from training.reader import Reader, Request, Requests, Tally, Wanted, whole
+from training.reader import Reader, Request, Requests, Tally, Wanted, steadfast, whole
 from training.stream import SPARES, Planned, Pool, Stream, mixed, pool
 
 HELD_OUT_DRAW = 0  # seed of which held-out clips are taken: the same whatever the run's seed
@@ -188,6 +188,7 @@ class ShardData(LightningDataModule):
             sampler=Requests(requests),
             num_workers=workers,
             collate_fn=whole,
+            worker_init_fn=steadfast,
             pin_memory=on_gpu,
             **options,
         )
@@ -200,6 +201,12 @@ class ShardData(LightningDataModule):
         """
         if self.config.data.latents:
             check(self.config.data.latents, vae)
+
+    def setup(self, stage: str) -> None:
+        """Lightning's: before anything is trained, on what latents it would be."""
+        vae = getattr(getattr(self.trainer, "lightning_module", None), "vae", None)
+        if vae is not None:
+            self.check(vae)
 
     def taken(self, step: Step) -> None:
         """A step that was trained on: from here on a checkpoint goes on."""
