@@ -232,10 +232,10 @@ def encoding(
     From two short clips: what a layer keeps of the past, or all frames, grows with the length.
 
     Args:
-        little: a bound below this is enough, and quicker: six maps of the whole clip.
+        little: a bound below this is enough, and quicker: eight maps of the whole clip.
     """
     pixels = samples * bucket.frames * bucket.height * bucket.width
-    bound = pixels * 4 * (3 + 6 * sizes["width"])
+    bound = pixels * 4 * (3 + 8 * sizes["width"])
     if bound < little:
         return bound
     lengths = STEADY if bucket.frames > STEADY[1] else (bucket.frames,)
@@ -264,7 +264,7 @@ def _encoding(sizes: str, bucket: Bucket, samples: int, bfloat16: bool) -> int:
 def decoding(sizes: dict[str, Any], bucket: Bucket) -> int:
     """Bytes that it takes to decode a sample video as a stream, in float32, about.
 
-    Nine maps of four frames at full size and twice the VAE's width, as `eval.memory` reckons.
+    Six and a half maps of four frames at full size and twice the VAE's width.
     """
     frames = min(bucket.frames, 4)
-    return 9 * 4 * frames * 2 * sizes["width"] * bucket.width * bucket.height
+    return int(6.5 * 4 * frames * 2 * sizes["width"] * bucket.width * bucket.height)

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from model.byte_encoder import ByteEncoder
 from model.dit import WanDiT
@@ -16,7 +16,8 @@ from model.image import ImageEncoder
 from model.pretrained import read_config
 from model.vae import WanVAE
 from recipes.load import RECIPES, load
-from recipes.training import Fit
+from recipes.training import Fit, Optimizer
+from training.optimizers import optimizers
 from training.parts import network_of
 
 UMT5_XXL = {
@@ -45,6 +46,21 @@ def network(config: Fit) -> WanDiT | WanVAE:
     """The network that a recipe trains, on the meta device: names, shapes, no memory."""
     with torch.device("meta"):
         return network_of(replace(config, compute=replace(config.compute, compile=False)), None)
+
+
+def optimiser(module: nn.Module, config: Optimizer) -> int:
+    """Bytes that the optimiser of a network on the meta device keeps, after its first step."""
+    weights = list(module.parameters())
+    for one in weights:
+        one.grad = torch.empty_like(one)
+    held = 0
+    for each in optimizers(module, config):
+        each.step()
+        values = (value for state in each.state.values() for value in state.values())
+        held += sum(value.nbytes for value in values if isinstance(value, Tensor))
+    for one in weights:
+        one.grad = None
+    return held
 
 
 def size(name: str, module: nn.Module, flops: int = 0) -> Size:

@@ -1,6 +1,6 @@
 """What one GPU (or process) holds at each moment of a step, by kind.
 
-Parameters, gradients, EMA and AdamW's two moments are float32 whatever the arithmetic is; in
+Parameters, gradients, EMA and the optimiser's moments are float32 whatever the arithmetic is; in
 bfloat16 autocast keeps a copy of the weights beside them until the step is over.
 """
 
@@ -22,15 +22,11 @@ class Weights:
     """Of the trained network."""
 
     parameters: int
-    tensors: int
+    optimiser: int  # bytes of its state
     buffers: int  # bytes
     largest: int  # parameters of the largest tensor
-    blocks: int  # alike, that FSDP gathers one after the other; 1: the network as a whole
-
-    @property
-    def block(self) -> int:
-        """Parameters of one, about."""
-        return self.parameters // self.blocks
+    block: int  # parameters of a block, which FSDP gathers when it is its turn
+    rest: int  # parameters outside blocks, which it gathers for the whole step
 
 
 @dataclass(frozen=True)
@@ -81,25 +77,24 @@ def moments(load: Load) -> list[Moment]:
     """Everything that is held while a batch is encoded, learned from, and the weights updated.
 
     Before the first batch of a step there are no gradients, so where a rank has only one batch they
-    take the place that activations leave.
+    take the place that activations leave: both are never whole at the same time.
     """
     weights, spread = load.weights, load.spread
     count, parts = weights.parameters, spread.shard
     steady = {
         "weights": _part(FLOAT * count, parts) + weights.buffers,
-        "optimiser": _part(2 * FLOAT * count + FLOAT * weights.tensors, parts),
+        "optimiser": _part(weights.optimiser, parts),
         "EMA": (_part(FLOAT * count, parts) + weights.buffers) if load.ema else 0,
     } | load.frozen
     gradients = _part(FLOAT * count, parts)
     copies, gathered = load.footprint.copies, 0
     if spread.strategy == "fsdp":
-        # the block that computes, the next one on its way, and a block's whole gradient
+        # training.parallel: the block that computes and the next one on its way; a block's whole
+        # gradient, and that in float32 to be averaged
         size = HALF if load.bfloat16 else FLOAT
-        copies, gathered = 0, weights.block * (2 * size + FLOAT)
-        if load.batches > 1:  # gradients stay whole until the last batch
-            gradients += FLOAT * count
-    several = load.batches > 1 or spread.strategy == "ddp"  # DDP's buckets are always there
-    copy = {"bfloat16 copies": copies}
+        copies, gathered = size * weights.rest, (3 * size + FLOAT) * weights.block
+    several = load.batches > 1 or spread.strategy == "ddp"  # whose buckets are always there
+    copy = {"gathered" if spread.strategy == "fsdp" else "bfloat16 copies": copies}
     before = copy | {"gradients": gradients} if several else {}
     working, activations = load.footprint.working, load.footprint.activations
     # AdamW on CUDA makes one list of all square roots; on a CPU, two of one tensor's
@@ -107,7 +102,10 @@ def moments(load: Load) -> list[Moment]:
     each = {
         "encoding": before | {"working": load.encoding},
         "backward": copy | before | {"activations": activations, "working": working + gathered},
-        "end of backward": copy | {"gradients": gradients, "working": working + gathered},
+        # of all but the first block
+        "end of backward": copy
+        | {"gradients": gradients - _part(FLOAT * weights.block, parts)}
+        | {"working": working + gathered},
         "update": copy | {"gradients": gradients, "working": roots},
         "samples": {"working": load.decoding},
     }

@@ -29,6 +29,7 @@ class Networks:
     """The trained network and a DiT's VAE on the meta device, and how large the frozen ones are."""
 
     trained: WanDiT | WanVAE
+    optimiser: int  # bytes of its state
     vae: WanVAE | None = None
     still: tuple[Size, ...] = ()
 
@@ -141,15 +142,8 @@ class Plan:
         return work / (speed * self.machine.count)
 
     @property
-    def rounds(self) -> int:
-        """Batches that a rank takes in a step."""
-        return math.ceil(self.config.buckets.batches / self.spread.readers)
-
-    @property
     def step_seconds(self) -> float:
-        # in the last round of a step some ranks may wait for the others
-        idle = self.rounds * self.spread.readers / self.config.buckets.batches
-        return self._seconds(self.work.total) * idle
+        return self._seconds(self.work.total)
 
     @property
     def validation_seconds(self) -> float:
@@ -226,14 +220,11 @@ class Plan:
         how, steps = self.config.compute, self.config.optimizer.steps
         if not self.peak_flops:
             return [("time", f"not known: nor is the speed of {self.machine.name}")]
-        step, share = self.step_seconds, how.mfu
+        step = self.step_seconds
+        each = f"{step:,.0f} s" if step >= 100 else f"{step:.2g} s"
         done = (self.work.forward + self.work.backward) / self._done_by(step)
-        found = [
-            (
-                "time",
-                f"{span(self.days)} for {steps:,} steps of {step:.3g} s at {share:.0%} of peak",
-            )
-        ]
+        time = f"{span(self.days)} for {steps:,} steps of {each}, at {how.mfu:.0%} of peak"
+        found = [("time", time)]
         if self.machine.cuda:
             hours, price = self.gpu_hours, how.price
             found.append(

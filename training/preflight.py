@@ -8,7 +8,6 @@ on tensors without memory (`training.footprint`); what is assumed of the data, `
 says; what is kept where, `training.memory`.
 """
 
-import math
 from dataclasses import replace
 
 from model.dit import WanDiT
@@ -18,6 +17,7 @@ from training import footprint, frozen, memory, workload
 from training.footprint import How
 from training.machine import Machine, machine
 from training.memory import Load, Spread, Weights
+from training.parallel import check
 from training.plan import Networks, Plan
 from training.workload import Full
 
@@ -46,20 +46,19 @@ def planned(config: Fit, on: Machine, networks: Networks | None = None) -> Plan:
     """The plan, whether or not it fits."""
     networks = networks or networks_of(config)
     how = config.compute
-    if on.count % how.context:
-        raise UsageError(
-            f"compute.context={how.context}: does not divide the {on.count} that share the work"
-        )
     strategies = ["ddp", "fsdp"] if how.strategy == "auto" else [how.strategy]
-    if on.count == 1:
+    if how.strategy == "auto" and not networks.is_dit:
+        strategies = ["ddp"]
+    if how.strategy == "auto" and on.count == 1:
         strategies = ["single"]
-    text = networks.text
-    batch = workload.heaviest(config, text)
-    load = _load(config, on, networks, batch)
+    batch = workload.heaviest(config, networks.text)
+    load = None
     for strategy in strategies:
         shard = min(how.shard or on.count, on.count) if strategy == "fsdp" else 1
         spread = Spread(strategy, on.count, shard, how.context)
-        batches = math.ceil(config.buckets.batches / spread.readers)
+        _check(config, networks, spread)
+        load = load or _load(config, on, networks, batch)
+        batches = config.buckets.batches // spread.readers
         held = memory.moments(replace(load, spread=spread, batches=batches))
         plan = Plan(config, on, networks, spread, batch, held)
         if plan.fits:
@@ -67,12 +66,29 @@ def planned(config: Fit, on: Machine, networks: Networks | None = None) -> Plan:
     return plan
 
 
+def _check(config: Fit, networks: Networks, spread: Spread) -> None:
+    """That the processes, batches and heads can be divided as the recipe says."""
+    check(config, spread)
+    batches, context = config.buckets.batches, config.compute.context
+    if batches < 1 or batches % spread.readers:
+        raise UsageError(
+            f"buckets.batches={batches}: wants a multiple of the {spread.readers} processes that "
+            "read"
+        )
+    heads = networks.trained.config["num_heads"] if networks.is_dit else context
+    if heads % context:
+        raise UsageError(
+            f"compute.context={context}: does not divide the {heads} heads of model={config.model}"
+        )
+
+
 def networks_of(config: Fit) -> Networks:
     trained = frozen.network(config)
+    optimiser = frozen.optimiser(trained, config.optimizer)
     if not isinstance(trained, WanDiT):
-        return Networks(trained)
+        return Networks(trained, optimiser)
     vae = frozen.vae(config)
-    return Networks(trained, vae, tuple(frozen.still(config, trained, vae)))
+    return Networks(trained, optimiser, vae, tuple(frozen.still(config, trained, vae)))
 
 
 def _load(config: Fit, on: Machine, networks: Networks, batch: Full) -> Load:
@@ -112,10 +128,14 @@ def _load(config: Fit, on: Machine, networks: Networks, batch: Full) -> Load:
 
 def weights_of(networks: Networks) -> Weights:
     tensors = list(networks.trained.parameters())
+    total = sum(one.numel() for one in tensors)
+    blocks = networks.trained.blocks if networks.is_dit else [networks.trained]
+    block = sum(one.numel() for one in blocks[0].parameters())
     return Weights(
-        sum(one.numel() for one in tensors),
-        len(tensors),
+        total,
+        networks.optimiser,
         sum(one.numel() * one.element_size() for one in networks.trained.buffers()),
         max(one.numel() for one in tensors),
-        networks.trained.config["num_layers"] if networks.is_dit else 1,
+        block,
+        total - len(blocks) * block,
     )

@@ -18,6 +18,7 @@ from training.machine import Machine, of_gpu
 from training.plan import Plan, gib, span
 
 LONGEST = 100.0  # days on a CPU from which on a recipe is one for GPUs; ours
+NEAR = 1.1  # of the memory there is: of two changes, the dearer may take a little more
 
 
 @dataclass(frozen=True)
@@ -70,15 +71,18 @@ def smallest(plan: Plan) -> tuple[Change, Plan] | None:
     def tried(change: Change) -> Plan | None:
         try:
             config = changed(plan.config, change.keys)
-            found = planned(config, change.on, plan.networks)
+            return planned(config, change.on, plan.networks)
         except UsageError:
             return None
-        return found if found.fits else None
 
     for group in groups(plan):
-        # where not even the most frugal of a group fits, none of it does
-        if group and tried(group[-1]):
-            return next((one, found) for one in group if (found := tried(one)))
+        last = tried(group[-1]) if group else None
+        # where the most frugal is far from fitting, the others are not looked at
+        if last and last.peak.total < NEAR * last.machine.memory:
+            for change in group:
+                found = tried(change)
+                if found and found.fits:
+                    return change, found
     return None
 
 
@@ -87,10 +91,15 @@ def groups(plan: Plan) -> Iterator[list[Change]]:
     config, on = plan.config, plan.machine
     how = config.compute
     again = modes(plan)
+    if plan.peak.name == "samples":
+        yield [Change({"validate.sample_every": 0}, on)]
     yield [Change(keys, on) for keys in again]
+    if plan.peak.name == "encoding" and not any(config.objective.masks.values()):
+        # what `python training/latents.py recipe=…` writes by itself
+        yield [Change({"data.latents": f"{config.runs}/latents/{plan.name}"}, on)]
     yield [Change(few | keys, on) for few in fewer(config) for keys in [{}, *again]]
     frugal = again[-1] if again else {}
-    if on.count > 1:
+    if on.count > 1 and plan.networks.is_dit:
         spread = {} if how.strategy == "auto" else {"compute.strategy": "fsdp"}
         shards = [{}]
         if how.shard and how.shard < on.count:

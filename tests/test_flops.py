@@ -1,0 +1,88 @@
+"""Operations are those that PyTorch's own counter sees, and near the report's figures."""
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from model.dit import PRESETS, WanDiT
+from model.recompute import MODES, Recompute
+from model.vae import WanVAE
+from training.batch import Batch, Bucket
+from training.flops import counted, of_dit, of_encoding, of_vae, step_flops
+from training.footprint import dit_loss
+
+BUCKET = Bucket(64, 48, 5)
+
+
+def meta(preset: str, **sizes) -> WanDiT:
+    with torch.device("meta"):
+        return WanDiT(**PRESETS[preset] | sizes)
+
+
+@pytest.mark.parametrize("preset", ["1.3b", "i2v-14b", "flf2v-tiny"])
+@pytest.mark.parametrize("bucket", [BUCKET, Bucket(96, 32, 1)])
+def test_a_dits_operations_are_those_that_are_counted(preset, bucket):
+    network = meta(preset, num_layers=2)
+    with torch.device("meta"):
+        seen = counted(lambda: dit_loss(network, bucket, 1))
+    found = of_dit(network.config, bucket)
+    assert (found.forward, found.backward) == (seen.forward, seen.backward)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_is_computed_again_is_what_a_way_of_recomputing_adds(mode):
+    network = meta("tiny", num_layers=2)
+    network.recompute = Recompute(mode)
+    with torch.device("meta"):
+        seen = counted(lambda: dit_loss(network, BUCKET, 1))
+    found = of_dit(network.config, BUCKET)
+    again = seen.backward - found.backward
+    if mode == "attention":  # on the meta device it isn't told from other products, and done again
+        again -= found.attention
+    assert again == found.again(mode)
+
+
+def test_a_real_step_is_counted_alike():
+    network = WanDiT(**PRESETS["tiny"] | {"num_layers": 1, "text_length": 16})
+    with sdpa_kernel(SDPBackend.MATH):
+        seen = counted(lambda: dit_loss(network, BUCKET, 2))
+    found = of_dit(network.config, BUCKET)
+    assert 2 * found.step == pytest.approx(seen.step, rel=0.1)
+
+
+# The DiT of the report costs forward about 2·P·s + 4·s²·d·L FLOP, which takes every
+# weight to meet every token; those of the text meet few
+@pytest.mark.parametrize(
+    ("preset", "size", "peta"),
+    [
+        ("1.3b", (832, 480), 0.29),
+        ("1.3b", (1280, 720), 1.27),
+        ("14b", (832, 480), 1.82),
+        ("14b", (1280, 720), 6.84),
+    ],
+)
+def test_the_published_models_take_what_the_report_says(preset, size, peta):
+    found = of_dit(meta(preset).config, Bucket(*size, 81))
+    assert found.forward / 1e15 == pytest.approx(peta, rel=0.1)
+    assert found.step == pytest.approx(3 * found.forward, rel=0.001)
+
+
+def test_a_vae_is_counted_in_both_directions_or_only_encodes():
+    with torch.device("meta"):
+        vae = WanVAE(width=8)
+    both, images = of_vae(vae.config, Bucket(32, 32, 5)), of_vae(vae.config, Bucket(32, 32, 1))
+    encoding = of_encoding(vae.config, Bucket(32, 32, 5))
+    assert 0 < encoding < both.forward
+    assert both.backward == pytest.approx(2 * both.forward, rel=0.05)
+    assert images.forward < both.forward
+
+
+def test_a_step_is_the_sum_of_its_batches_and_shared_by_those_who_share_a_sequence():
+    network = meta("tiny")
+    some = [Batch(BUCKET, ["a", "b"], ["", ""]), Batch(Bucket(32, 32, 1), ["c"], [""])]
+    each = [of_dit(network.config, one.bucket).step * len(one) for one in some]
+    assert step_flops(network, some) == sum(each)
+    assert step_flops(network, some, context=2) == sum(each) / 2
+    vae = WanVAE(width=4, blocks=1)
+    clips = [Batch(Bucket(16, 16, 1), ["a", "b", "c"], [""] * 3)]
+    assert step_flops(vae, clips) == 3 * of_vae(vae.config, clips[0].bucket).step
