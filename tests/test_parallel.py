@@ -1,13 +1,18 @@
 """Two processes train as one does: weights, EMA, losses, validation, and what is resumed from."""
 
+import errno
+import os
 import re
 from pathlib import Path
+from traceback import StackSummary
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 
 from model.dit import WanDiT
 from recipes.keys import UsageError
@@ -16,21 +21,24 @@ from recipes.training import Fit
 from tests.together import DIT, HALF, KEYS, STEPS, Case, pair, train
 from training import parallel
 from training.memory import Spread
+from training.strategies import Sharded
 
 VAE = ["trains=vae", "model=micro"]
 GAN = [*VAE, "loss.gan=0.1", "loss.gan_adaptive=true"]
 FSDP = {"strategy": "fsdp", "shard": 2}
 
-ALONE = [Case("dit"), Case("vae", VAE), Case("gan", GAN)]
+HALF_PRECISE = ["compute.precision=bfloat16"]
+ALONE = [Case("dit"), Case("vae", VAE), Case("gan", GAN), Case("half", HALF_PRECISE)]
 TOGETHER = [
     Case("dit ddp", strategy="ddp"),
     Case("dit fsdp", **FSDP),
-    Case("dit copies", strategy="fsdp", shard=1),  # sharded among one, and copied
+    Case("dit copies", ["compute.recompute=full"], "fsdp"),  # sharded among one, and copied
     Case("dit context", strategy="ddp", context=2),
-    Case("dit fsdp context", context=2, **FSDP),
+    Case("dit fsdp context", ["compute.recompute=selective"], context=2, **FSDP),
     Case("vae ddp", VAE, strategy="ddp"),
     Case("gan ddp", GAN, strategy="ddp"),
 ]
+ROUNDED = [Case("half fsdp", HALF_PRECISE, **FSDP)]
 # from the file of one process, and from the folder of two
 RESUMED = [
     Case("dit to ddp", strategy="ddp", resume="dit"),
@@ -66,13 +74,13 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def seen(folder) -> dict[str, dict[str, Any]]:
     """Of each case its losses and whatever else."""
-    found = alone(["dit", "vae", "gan"], folder)
-    found |= pair([*TOGETHER, *RESUMED], folder)
+    found = alone(names(ALONE), folder)
+    found |= pair([*TOGETHER, *ROUNDED, *RESUMED], folder)
     return found | {case.name: train(case, folder) for case in BACK}
 
 
 # The one that has most in it, in the time that a test may take; the others are slow
-QUICK = Case("dit fsdp context", context=2, **FSDP)
+QUICK = next(case for case in TOGETHER if case.name == "dit fsdp context")
 
 
 def test_two_processes_that_share_weights_and_sequences_learn_what_one_learns(tmp_path):
@@ -126,6 +134,26 @@ def test_a_run_goes_on_with_another_number_of_processes_and_has_the_same_losses(
 @pytest.mark.parametrize("name", ["gan ddp", "gan to ddp"])
 def test_the_adversary_learns_what_it_learns_from_a_single_process(name, seen):
     assert apart(seen[name]["adversary"], seen["gan"]["adversary"]) < 1e-5
+
+
+@pytest.mark.slow
+def test_in_bfloat16_sharded_weights_are_rounded_and_learn_alike(seen):
+    mine, single = seen["half fsdp"], seen["half"]
+    for what in ("losses", "gradients"):
+        assert mine[what] == pytest.approx(single[what], rel=2e-3)
+        assert mine[what] != single[what]
+    assert mine["validation"]["loss"] == pytest.approx(single["validation"]["loss"], rel=2e-3)
+
+
+def test_a_disk_that_is_full_is_one_error_also_where_every_process_writes(monkeypatch):
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def fails(*_: Any) -> None:
+        raise CheckpointException("failed", {1: (full, StackSummary())})
+
+    monkeypatch.setattr(ModelParallelStrategy, "save_checkpoint", fails)
+    with pytest.raises(OSError, match="No space left"):
+        Sharded().save_checkpoint({}, "anywhere")
 
 
 # --- what a person gets wrong ------------------------------------------------------------------

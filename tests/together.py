@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from model.byte_encoder import ByteEncoder
 from model.dit import WanDiT
+from model.recompute import Recompute
 from model.vae import WanVAE
 from recipes.load import load
 from recipes.training import Fit
@@ -27,7 +28,7 @@ from training.batch import Batch, Bucket, Step
 from training.dit_module import DiTModule
 from training.memory import Spread
 from training.module import Trained
-from training.strategies import Reading, Sharded, strategy_of
+from training.strategies import plugins_of, strategy_of
 from training.trainer import PRECISION, quiet
 from training.vae_module import VAEModule
 
@@ -69,6 +70,10 @@ def module_of(config: Fit, ranks: parallel.Ranks) -> Trained:
     text = ByteEncoder(width=16, length=32).requires_grad_(False)
     vae = WanVAE(**VAE).requires_grad_(False)
     dit = WanDiT(**DIT)
+    dit.recompute = Recompute(config.compute.recompute)
+    if config.compute.compile:
+        for block in dit.blocks:
+            block.compile(backend="aot_eager")
     torch.nn.init.normal_(dit.head.head.weight, std=0.1)  # zero lets no gradient through at first
     return DiTModule(parallel.spread(dit, config, ranks), config, vae, text)
 
@@ -151,15 +156,14 @@ def train(case: Case, folder: Path, world: int = 1) -> dict[str, Any]:
     strategy = case.strategy if world > 1 else "single"
     ranks = parallel.here(config, Spread(strategy, world, case.shard, case.context))
     module, noted = module_of(config, ranks), Noted(folder / case.name)
-    strategy = strategy_of(config, ranks)
     path = folder / case.resume / f"step={HALF:08d}" / "trainer.ckpt" if case.resume else None
     quiet()
     trainer = Trainer(
         accelerator="cpu",
         devices=world,
-        strategy=strategy,
+        strategy=strategy_of(config, ranks),
         precision=PRECISION[config.compute.precision],
-        plugins=[] if isinstance(strategy, Sharded) else [Reading()],
+        plugins=plugins_of(ranks),
         max_epochs=1,
         val_check_interval=STEPS,
         check_val_every_n_epoch=None,

@@ -28,6 +28,8 @@ def launched() -> bool:
 def launch(processes: int) -> int:
     """Runs this process's own command in so many; their exit status."""
     logging.disable(logging.CRITICAL)  # of the agent: the processes speak for themselves
+    # PyTorch's DDP warns where the first batch left no weight idle; a later one may
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if not torch.cuda.is_available():  # else each takes all cores, and they wait for one another
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
@@ -68,4 +70,3 @@ def last_words(folder: Path, rank: int) -> str:
 def status(code: int) -> int:
     """As shells have it: 137 for a process that was killed."""
     return code if code >= 0 else 128 - code
-

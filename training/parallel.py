@@ -153,7 +153,8 @@ def here(config: Fit, spread: Spread) -> Ranks:
     if spread.world != world:
         raise UsageError(
             f"compute.devices={config.compute.devices} and nodes={config.compute.nodes} are "
-            f"{spread.world} processes, but {world} were started"
+            f"{spread.world} processes, but {world} were started; say how many a machine, and on "
+            "how many machines"
         )
     check(config, spread)
     if world == 1:

@@ -5,6 +5,7 @@ counted; where more of them fail than `data.broken_share` allows for, the run st
 """
 
 import math
+import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -134,6 +135,13 @@ def shared(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     size = count * dtype.itemsize
     storage = torch.UntypedStorage._new_shared(size, device="cpu")
     return torch.empty(0, dtype=dtype).set_(storage, 0, shape)
+
+
+def steadfast(number: int) -> None:
+    """Reads on when training is told to stop: the signal goes to its readers too, and the step that
+    they are at is still to be trained on and saved. They end when it ends."""
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, signal.SIG_IGN)
 
 
 def whole(step: Step) -> Step:

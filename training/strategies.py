@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from lightning.fabric.utilities.load import _METADATA_FILENAME
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
@@ -42,6 +43,13 @@ def strategy_of(config: Fit, ranks: Ranks) -> Strategy | str:
     return DDPStrategy(
         find_unused_parameters=idle, gradient_as_bucket_view=True, forward_sync_buffers=False
     )
+
+
+def plugins_of(ranks: Ranks) -> list[Any]:
+    """For Lightning's Trainer, beside the strategy."""
+    # Lightning would ask SLURM, where it finds it, though torchrun has started the processes
+    found: list[Any] = [TorchElasticEnvironment()] if ranks.spread.world > 1 else []
+    return found if ranks.spread.strategy == "fsdp" else [*found, Reading()]
 
 
 class Reading(TorchCheckpointIO):

@@ -21,7 +21,7 @@ from training.preflight import Plan
 from training.progress import Bar
 from training.runs import Run
 from training.samples import Samples
-from training.strategies import Reading, Sharded, strategy_of
+from training.strategies import plugins_of, strategy_of
 
 PRECISION = {"float32": "32-true", "bfloat16": "bf16-mixed"}
 
@@ -36,13 +36,12 @@ def trainer_of(
     how = trained_on(config, module) if module.kind == "dit" else None
     samples = Samples(board, run.folder / "samples", parts, how)
     saver = Saver(run, parts.places if parts else {}, asdict(how) if how else {})
-    strategy = strategy_of(config, ranks)
     return Trainer(
         accelerator=device(config),
         devices=ranks.spread.world // config.compute.nodes,
         num_nodes=config.compute.nodes,
-        strategy=strategy,
-        plugins=[] if isinstance(strategy, Sharded) else [Reading()],
+        strategy=strategy_of(config, ranks),
+        plugins=plugins_of(ranks),
         precision=PRECISION[config.compute.precision],
         max_epochs=1,
         val_check_interval=config.validate.every,
