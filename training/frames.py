@@ -121,18 +121,18 @@ def _taken(
     box: Box | None,
 ) -> Tensor:
     """The wanted frames of a walk, each scaled and cut; one that is wanted twice is copied."""
-    out = np.empty((len(wanted), bucket.height, bucket.width, 3), np.uint8)
+    out = np.empty((3, len(wanted), bucket.height, bucket.width), np.uint8)
     scaler, at = VideoReformatter(), 0
     for frame in walk:
         if frame.pts != wanted[at]:
             continue
-        out[at] = _scaled(frame, scaler, ratio, bucket, box)
+        _scaled(frame, scaler, ratio, bucket, box, out[:, at])
         at += 1
         while at < len(wanted) and wanted[at] == wanted[at - 1]:
-            out[at] = out[at - 1]
+            out[:, at] = out[:, at - 1]
             at += 1
         if at == len(wanted):
-            return torch.from_numpy(out).permute(3, 0, 1, 2)
+            return torch.from_numpy(out)
     raise BrokenError(f"only {at} of {len(wanted)} frames can be decoded")
 
 
@@ -142,21 +142,24 @@ def _scaled(
     ratio: Fraction | None,
     bucket: Bucket,
     box: Box | None,
-) -> np.ndarray:
-    """RGB [H, W, 3]; `ratio`: of a pixel's width to its height."""
+    out: np.ndarray,
+) -> None:
+    """Into `out`, RGB [3, H, W]; `ratio`: of a pixel's width to its height."""
     turn = foreign.quarters(frame)
     fit = fitted(foreign.upright(frame, ratio), (bucket.width, bucket.height), box)
     width, height = (fit.height, fit.width) if turn % 2 else (fit.width, fit.height)
-    rgb = scaler.reformat(
+    scaled = scaler.reformat(
         frame,
         width=width,
         height=height,
-        format="rgb24",
+        format="gbrp",  # plane by plane as networks want it: half the time of interleaved pixels
         interpolation=Interpolation.AREA,
         dst_color_range=ColorRange.JPEG,
         threads=1,  # readers are processes already; swscale's own threads only wait
-    ).to_ndarray()
-    return fit.cut(np.rot90(rgb, -turn) if turn else rgb)
+    )
+    for channel, plane in zip((1, 2, 0), scaled.planes, strict=True):
+        pixels = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[:height, :width]
+        out[channel] = fit.cut(np.rot90(pixels, -turn) if turn else pixels)
 
 
 @dataclass(frozen=True)
