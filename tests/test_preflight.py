@@ -96,7 +96,7 @@ def test_shards_divide_what_is_held_and_gather_a_block_at_a_time():
 
 
 def test_every_kind_is_there_when_it_is_there():
-    full = replace(LOAD, frozen={"encoders": 11}, encoding=10**6, decoding=10**7, readers=3)
+    full = replace(LOAD, frozen={"encoders": 11}, encoding=10**6, sampling=10**7, readers=3)
     found = kinds(full)
     assert found["encoding"]["working"] == 10**6
     assert found["samples"]["working"] == 10**7
@@ -173,9 +173,9 @@ def test_a_recipe_for_gpus_is_refused_on_a_small_machine_and_told_which_gpu():
         preflight(asked, CPU)
     line = one_line(caught)
     assert "480p: takes" in line
-    assert "has 24.0 GiB" in line
+    assert "this machine has 24.0 GiB" in line
     assert "optimiser 10.6 GiB" in line
-    assert "a GPU is needed" in line
+    assert "it is a recipe for GPUs: on " in line
     name = line.split("compute.gpu=")[1].split()[0]
     other = of_gpu(gpus.named(name), 1)
     networks = networks_of(asked)

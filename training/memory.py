@@ -69,7 +69,7 @@ class Load:
     ema: bool
     frozen: dict[str, int] = field(default_factory=dict)  # encoders, or what judges a VAE: bytes
     encoding: int = 0  # bytes, at most, while a batch is encoded
-    decoding: int = 0  # and while a sample video is decoded
+    sampling: int = 0  # and while a sample video is made
     readers: int = 0  # processes that read data, in the same memory
 
 
@@ -107,7 +107,7 @@ def moments(load: Load) -> list[Moment]:
         | {"gradients": gradients - _part(FLOAT * weights.block, parts)}
         | {"working": working + gathered},
         "update": copy | {"gradients": gradients, "working": roots},
-        "samples": {"working": load.decoding},
+        "samples": {"working": load.sampling},
     }
     return [_with_reserve(load, name, steady | kinds) for name, kinds in each.items()]
 

@@ -96,7 +96,7 @@ def _load(config: Fit, on: Machine, networks: Networks, batch: Full) -> Load:
     how, trained = config.compute, networks.trained
     bfloat16 = how.precision == "bfloat16"
     asked = How(bfloat16, on.cuda, how.recompute, how.recompute_blocks, how.context)
-    encoding = decoding = 0
+    encoding = sampling = 0
     if networks.is_dit:
         found = footprint.of_dit(trained.config, batch.bucket, batch.samples, asked)
         still = {"encoders": sum(one.bytes for one in networks.still)}
@@ -106,8 +106,9 @@ def _load(config: Fit, on: Machine, networks: Networks, batch: Full) -> Load:
             little = on.memory // 20
             encoding = footprint.encoding(vae, most.bucket, most.samples, bfloat16, little)
         if config.validate.sample_every:
-            largest = max(workload.loads(config), key=lambda one: one.bucket.tokens).bucket
-            decoding = footprint.decoding(networks.vae.config, largest)
+            largest = max(workload.every(config), key=lambda one: one.tokens)
+            vae = networks.vae.config
+            sampling = footprint.sampling(trained.config, vae, largest, bfloat16)
     else:
         found = footprint.of_vae(trained.config, config.loss, batch.bucket, batch.samples, asked)
         still = {"loss's networks": footprint.judges_bytes(config.loss)}
@@ -121,7 +122,7 @@ def _load(config: Fit, on: Machine, networks: Networks, batch: Full) -> Load:
         config.optimizer.ema > 0,
         still,
         encoding,
-        decoding,
+        sampling,
         readers=config.data.workers,
     )
 

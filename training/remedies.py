@@ -40,13 +40,12 @@ def refusal(plan: Plan) -> str | None:
         peak = plan.peak
         large = {kind: size for kind, size in peak.kinds.items() if size > 0.03 * peak.total}
         kinds = ", ".join(f"{kind} {gib(size)}" for kind, size in large.items())
-        where = f"{on.name} has {gib(on.memory)}" if on.cuda else f"a process has {gib(on.memory)}"
-        line = f"{plan.name}: takes {gib(peak.total)} ({kinds}), and {where}"
+        where = on.name if on.cuda else "each process" if on.count > 1 else "this machine"
+        line = f"{plan.name}: takes {gib(peak.total)} ({kinds}), and {where} has {gib(on.memory)}"
         found = smallest(plan)
         if found is None:
             return f"{line}; no change of recompute, tokens, GPUs or lengths is enough"
-        change, other = found
-        return f"{line}; {advice(plan, change)} takes {gib(other.peak.total)}"
+        return f"{line}; {advice(plan, *found)}"
     if not on.cuda and config.compute.device == "auto" and plan.days > LONGEST:
         return (
             f"{plan.name}: on this CPU {config.optimizer.steps:,} steps take {span(plan.days)}: it "
@@ -56,12 +55,17 @@ def refusal(plan: Plan) -> str | None:
     return None
 
 
-def advice(plan: Plan, change: Change) -> str:
+def advice(plan: Plan, change: Change, found: Plan) -> str:
+    """What would fit, in the words of the command line."""
+    takes = f"takes {gib(found.peak.total)}"
     if change.on == plan.machine:
-        return change.words
+        return f"{change.words} {takes}"
     if change.on.cuda and not plan.machine.cuda:
-        return f"a GPU is needed: {change.on.words} with plan=true {change.words}"
-    return f"{change.words} ({change.on.words})"
+        return (
+            f"it is a recipe for GPUs: on {change.on.words} it {takes} ({change.words} with "
+            "plan=true says more)"
+        )
+    return f"{change.words} ({change.on.words}) {takes}"
 
 
 def smallest(plan: Plan) -> tuple[Change, Plan] | None:
@@ -136,7 +140,7 @@ def modes(plan: Plan) -> list[dict[str, Any]]:
 
 def fewer(config: Fit) -> list[dict[str, Any]]:
     """Fewer samples a batch, and as many more batches."""
-    most = max(one.bucket.tokens for one in workload.loads(config))
+    most = max(one.tokens for one in workload.every(config))
     samples, found = config.buckets.tokens // most, []
     while samples > 1:
         samples //= 2

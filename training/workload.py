@@ -4,10 +4,12 @@ Batches are taken to be full; videos to be as long as the recipe lets in at the 
 to come equally often. So a plan is rather too dear than too cheap.
 """
 
+import json
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import lru_cache
 
-from recipes.training import Fit
+from recipes.training import Buckets, Fit
 from training.batch import Bucket
 from training.buckets import buckets, classes, phases
 
@@ -38,13 +40,23 @@ def full(config: Fit, bucket: Bucket) -> Full:
     return Full(bucket, max(1, config.buckets.tokens // bucket.tokens))
 
 
-def loads(config: Fit) -> list[Full]:
-    """A full batch of each bucket.
+def every(config: Fit) -> list[Bucket]:
+    """All buckets; they are asked for again and again, and their sizes are searched for.
 
     Raises:
         UsageError: sizes or lengths that are none, or a clip that exceeds buckets.tokens.
     """
-    return [full(config, bucket) for bucket in buckets(config.buckets)]
+    return _every(json.dumps(asdict(config.buckets)))
+
+
+@lru_cache(maxsize=64)
+def _every(config: str) -> list[Bucket]:
+    return buckets(Buckets(**json.loads(config)))
+
+
+def loads(config: Fit) -> list[Full]:
+    """A full batch of each bucket."""
+    return [full(config, bucket) for bucket in every(config)]
 
 
 def heaviest(config: Fit, text: int = 0) -> Full:
@@ -62,14 +74,14 @@ def heaviest(config: Fit, text: int = 0) -> Full:
 
 def mix(config: Fit) -> dict[Full, float]:
     """Which batches are trained on, each with its share of all; they add up to one."""
-    every, steps = buckets(config.buckets), config.optimizer.steps
-    images = [one for one in every if one.is_image]
+    known, steps = every(config), config.optimizer.steps
+    images = [one for one in known if one.is_image]
     starts = phases(config.buckets)
     ends = [*(step for step, _ in starts[1:]), steps]
     found: dict[Full, float] = defaultdict(float)
     for (start, longest), end in zip(starts, ends, strict=True):
         part = max(0, min(end, steps) - start) / steps
-        videos = [one for one in every if not one.is_image and one.frames <= longest]
+        videos = [one for one in known if not one.is_image and one.frames <= longest]
         share = config.data.image_share if images and videos else float(not videos)
         for pool, weight in ((images, share), (_longest(videos), 1 - share)):
             some = _sizes(pool)
