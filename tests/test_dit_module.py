@@ -13,8 +13,8 @@ from model.vae import WanVAE
 from recipes.load import load
 from recipes.training import Fit
 from tests.drawn import draw
-from training.batch import Batch, Bucket
-from training.dit_module import DiTModule, pixels
+from training.batch import Batch, Bucket, pixels
+from training.dit_module import DiTModule
 
 BUCKET = Bucket(32, 16, 5)
 SIZES = {"width": 64, "ffn_width": 32, "num_heads": 2, "num_layers": 1}

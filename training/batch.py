@@ -89,3 +89,8 @@ class Step:
 
     def pin_memory(self, device: Any = None) -> "Step":
         return replace(self, batches=[one.pin_memory() for one in self.batches])
+
+
+def pixels(video: Tensor) -> Tensor:
+    """uint8 → float32 in −1 … 1, as networks take them."""
+    return video.float() / 127.5 - 1

@@ -21,7 +21,7 @@ from model.image import ImageEncoder
 from model.text import TextEncoder
 from model.vae import Posterior, WanVAE
 from recipes.training import Fit
-from training.batch import Batch
+from training.batch import Batch, pixels
 from training.masks import draw_mask
 from training.module import Losses, Trained
 
@@ -156,8 +156,3 @@ class DiTModule(Trained):
                 tokens = tokens * keep.to(tokens)[:, None, None]
             told["image"] = tokens
         return told
-
-
-def pixels(video: Tensor) -> Tensor:
-    """uint8 → float32 in −1..1."""
-    return video.float() / 127.5 - 1

@@ -18,9 +18,8 @@ from torch import Tensor
 from model.distance import psnr, psnr_frames, ssim
 from model.vae import Posterior, WanVAE
 from recipes.training import Fit
-from training.batch import Batch, Step
+from training.batch import Batch, Step, pixels
 from training.discriminator import Adversary
-from training.dit_module import pixels
 from training.latent_statistics import LatentStatistics, describe
 from training.module import Losses, Trained
 from training.perceptual import Perceptual
