@@ -1,8 +1,10 @@
 """Shards to steps through the real loader: by ids, over workers, ranks, restarts and faults."""
 
 import io
+import os
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from training.data import ShardData
 from training.reader import BrokenDataError
 
 TRAIN, IMAGES, VAL = 23, 6, 5
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +148,35 @@ def test_no_reader_s_process_outlives_the_training(profile):
         assert not one.is_alive()
     assert len(list(held_out)) == 2  # and may be begun anew
     data.teardown()
+
+
+@pytest.mark.slow
+def test_readers_end_with_a_training_that_is_killed(profile):
+    code = f"""
+import os
+from tests import numbered
+from training.data import ShardData
+data = ShardData(numbered.config("data.workers=2", shards={str(profile)!r}), "dit")
+steps = iter(data.train_dataloader())
+next(steps)
+print(*[one.pid for one in steps.gi_frame.f_locals["steps"]._workers], flush=True)
+os.kill(os.getpid(), 9)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    readers = [int(pid) for pid in done.stdout.split()]
+    assert len(readers) == 2, done.stderr
+    until = time.monotonic() + 30
+    while any(map(alive, readers)) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not any(map(alive, readers))
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
 
 
 def test_a_reader_s_process_imports_neither_lightning_nor_the_training():

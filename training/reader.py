@@ -5,9 +5,12 @@ counted; where more of them fail than `data.broken_share` allows for, the run st
 """
 
 import math
+import multiprocessing
+import os
 import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from threading import Thread
 from typing import Any
 
 import torch
@@ -139,9 +142,16 @@ def shared(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 def steadfast(number: int) -> None:
     """Reads on when training is told to stop: the signal goes to its readers too, and the step that
-    they are at is still to be trained on and saved. They end when it ends."""
+    they are at is still to be trained on and saved. They end when it ends, however it does."""
     for one in (signal.SIGINT, signal.SIGTERM):
         signal.signal(one, signal.SIG_IGN)
+    # PyTorch's own watch is over the parent, which is the fork server: that lives while they live
+    Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
+
+
+def _end_with(training: multiprocessing.process.BaseProcess) -> None:
+    training.join()
+    os._exit(1)
 
 
 def whole(step: Step) -> Step:
