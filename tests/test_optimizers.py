@@ -37,7 +37,7 @@ def test_every_weight_is_moved_by_exactly_one(network, kind):
 
 def test_both_move_weights_about_as_far():
     one = dit()
-    before = {name: value.clone() for name, value in one.named_parameters()}
+    before = {name: value.detach().clone() for name, value in one.named_parameters()}
     for value in one.parameters():
         value.grad = torch.randn_like(value)
     for optimizer in optimizers(one, Optimizer(kind="muon", lr=1e-3, weight_decay=0)):
@@ -51,7 +51,7 @@ def test_both_move_weights_about_as_far():
 
 def test_adamw_decays_matrices_and_neither_gains_nor_biases():
     one = vae()
-    before = {name: value.clone() for name, value in one.named_parameters()}
+    before = {name: value.detach().clone() for name, value in one.named_parameters()}
     for value in one.parameters():
         value.grad = torch.zeros_like(value)
     (adamw,) = optimizers(one, Optimizer(lr=0.1, weight_decay=0.5))

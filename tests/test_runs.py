@@ -208,7 +208,11 @@ def test_every_start_is_written_down(tmp_path, monkeypatch):
     assert starts[0]["command"] == "python training/fit.py recipe=tiny 'name=a b'"
     assert starts[0]["versions"].keys() == {"python", *PACKAGES}
     assert starts[0]["versions"]["lightning"].startswith("2.")
-    assert set(starts[0]["commit"].rstrip("+")) <= set("0123456789abcdef")
+    commit = starts[0]["commit"]
+    if (Path(__file__).parents[1] / ".git").exists():
+        assert set(commit.rstrip("+")) <= set("0123456789abcdef")
+    else:
+        assert commit is None
 
 
 def test_finishing_gives_every_checkpoint_the_networks_sizes_of_the_end(tmp_path):
