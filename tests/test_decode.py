@@ -121,3 +121,40 @@ def test_a_sample_without_a_caption_is_broken_for_a_dit_alone(tmp_path):
     with pytest.raises(BrokenError, match="no caption"):
         decode.decode(row, NINE, Taste(), 0)
     assert decode.decode(row, NINE, Taste(needs_caption=False), 0).prompt == ""
+
+
+@pytest.mark.parametrize("kind", ["mp4", "png", "jpg"])
+def test_whatever_is_wrong_with_its_bytes_a_sample_is_read_or_broken(kind, tmp_path):
+    whole = numbered.clip(9) if kind == "mp4" else numbered.image(1, kind)
+    draw = np.random.default_rng(0)
+    bucket = NINE if kind == "mp4" else Bucket(64, 64, 1)
+    outcomes = set()
+    for _ in range(120):
+        data = bytearray(whole)
+        for at in draw.integers(0, len(data), draw.choice([1, 4, 40])):
+            data[at] = draw.integers(256)
+        data = bytes(data[: draw.choice([len(data), draw.integers(len(data))])])
+        place = numbered.tar(tmp_path / "a.tar", {f"k.{kind}": data, "k.txt": "x"})
+        row = Row("k", "k", str(place), 0, place.stat().st_size, kind, 0)
+        try:
+            found = decode.decode(row, bucket, Taste(), 0)
+            assert found.video.shape == (3, bucket.frames, 64, 64)
+            outcomes.add("read")
+        except BrokenError:
+            outcomes.add("broken")
+    assert outcomes == {"read", "broken"}
+
+
+@pytest.mark.parametrize(
+    "told", [b"{", b"[]", b"null", b'{"crop_box": 3}', b'{"captions": 3, "scores": [], "tier": 4}']
+)
+def test_whatever_its_json_says_a_sample_is_read_or_broken(told, tmp_path):
+    place = numbered.tar(
+        tmp_path / "a.tar", {"k.mp4": numbered.clip(9), "k.json": told, "k.txt": "x"}
+    )
+    row = Row("k", "k", str(place), 0, place.stat().st_size, "mp4", 0)
+    if b"captions" in told:
+        assert decode.decode(row, NINE, Taste(), 0).prompt == "x"
+    else:
+        with pytest.raises(BrokenError):
+            decode.decode(row, NINE, Taste(), 0)

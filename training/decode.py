@@ -8,8 +8,6 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-import av
-import cv2
 from torch import Tensor
 
 from training import foreign, tars
@@ -73,8 +71,12 @@ def decode(
             found.video, span = video(media, bucket, taste.fps, place, box(told), row.length_s)
         else:
             found.video = image(media, bucket, box(told))
-    except (TarError, OSError, av.error.FFmpegError, ValueError, cv2.error) as error:
+    except BrokenError:
+        raise
+    except (TarError, OSError, ValueError) as error:  # also FFmpeg's
         raise BrokenError(line(error)) from None
+    except Exception as error:  # whatever a decoder makes of bytes that are no video
+        raise BrokenError(f"{type(error).__name__}: {line(error)}") from None
     found.prompt = caption(told, members.get("txt"), span, taste, which)
     if taste.needs_caption and not found.prompt:
         raise BrokenError("it has no caption")
