@@ -19,7 +19,7 @@ from recipes.keys import UsageError
 from recipes.load import load
 from recipes.training import Fit
 from tests.together import DIT, HALF, KEYS, STEPS, Case, pair, train
-from training import parallel
+from training import chain, parallel
 from training.memory import Spread
 from training.strategies import Sharded
 
@@ -205,7 +205,21 @@ def test_more_gpus_than_there_are_is_one_line(monkeypatch):
     assert parallel.processes(load(Fit, [*KEYS, "compute.device=cpu"])) == 1
 
 
-def test_the_first_recipe_of_a_chain_says_how_many_processes_there_are():
-    keys = ["recipe=tiny-vae", "compute.devices=2"]
-    assert parallel.processes(load(Fit, keys)) == 2
-    assert parallel.processes(load(Fit, keys[:1])) == 1
+def test_the_first_recipe_of_a_chain_says_how_many_processes_there_are(monkeypatch):
+    monkeypatch.setattr(parallel, "launch", lambda count: count)
+    two = load(Fit, ["recipe=tiny-vae", "compute.devices=2"])
+    assert parallel.run(lambda config: 0, two) == 2
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    assert parallel.run(lambda config: 0, load(Fit, ["recipe=tiny-vae"])) == 0  # on the CPU
+
+
+def test_plan_starts_no_other_process():
+    assert parallel.run(lambda config: 7, load(Fit, ["compute.devices=2", "plan=true"])) == 7
+
+
+def test_how_a_network_is_shared_is_no_concern_of_a_chains_vae():
+    given = {"compute.context": 2, "compute.strategy": "fsdp", "compute.devices": 2}
+    vae, dit = (chain.stage(recipe, given).compute for recipe in ("tiny-vae-image", "tiny"))
+    assert (vae.context, vae.strategy, vae.devices) == (1, "auto", 2)
+    assert (dit.context, dit.strategy, dit.devices) == (2, "fsdp", 2)

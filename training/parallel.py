@@ -53,18 +53,23 @@ def run(train: Callable[[Fit], int | None], config: Fit) -> int | None:
     Raises:
         UsageError: more GPUs than there are, or a process that knows nothing of the other machines.
     """
+    if config.trains == "chain":  # as its first recipe asks
+        from training import chain
+
+        asks = chain.first(config)
+    else:
+        asks = config
+    if asks.compute.threads:
+        torch.set_num_threads(asks.compute.threads)
     if launched():
-        join(config)
+        join(asks)
         status = train(config)
         dist.destroy_process_group()
         return status
-    if config.compute.nodes > 1 and not config.plan:
-        raise UsageError(f"compute.nodes={config.compute.nodes}: start it with {HINT}")
-    count = 1 if config.plan else processes(config)
-    if count > 1:
-        return launch(count)
-    limit_threads(config)
-    return train(config)
+    if asks.compute.nodes > 1 and not asks.plan:
+        raise UsageError(f"compute.nodes={asks.compute.nodes}: start it with {HINT}")
+    count = 1 if asks.plan else processes(asks)
+    return launch(count) if count > 1 else train(config)
 
 
 def device(config: Fit) -> str:
@@ -80,11 +85,7 @@ def device(config: Fit) -> str:
 
 
 def processes(config: Fit) -> int:
-    """How many run on this machine; of a chain, as its first recipe asks."""
-    if config.trains == "chain":
-        from training import chain
-
-        config = chain.first(config)
+    """How many run on this machine."""
     asked = config.compute.devices
     if device(config) == "cpu":
         return max(1, asked)
@@ -96,20 +97,12 @@ def processes(config: Fit) -> int:
 
 def join(config: Fit) -> None:
     """Meets the other processes."""
-    limit_threads(config)
-    if dist.is_initialized():
-        return
-    if torch.cuda.is_available() and config.compute.device != "cpu":
+    if device(config) == "cuda":
         own = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(own)
         dist.init_process_group("nccl", device_id=own)
     else:
         dist.init_process_group("gloo")
-
-
-def limit_threads(config: Fit) -> None:
-    if config.compute.threads:
-        torch.set_num_threads(config.compute.threads)
 
 
 @contextmanager
