@@ -2,7 +2,7 @@
 
 import os
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -80,7 +80,3 @@ def cpu_peak(side: int = 768, times: int = 3) -> float:
         a @ b
         best = min(best, time.perf_counter() - began)
     return 2 * side**3 / best
-
-
-def times(one: Machine, count: int) -> Machine:
-    return replace(one, count=count)

@@ -112,11 +112,6 @@ def moments(load: Load) -> list[Moment]:
     return [_with_reserve(load, name, steady | kinds) for name, kinds in each.items()]
 
 
-def peak(load: Load) -> Moment:
-    """The moment that takes most."""
-    return max(moments(load), key=lambda one: one.total)
-
-
 def _with_reserve(load: Load, name: str, kinds: dict[str, int]) -> Moment:
     fixed = CUDA if load.cuda else PROCESS + READER * load.readers
     reserve = fixed + int(FRAGMENTED * sum(kinds.values()))
