@@ -4,7 +4,10 @@ tested by one process a core."""
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from curation.engine import available_cores
 
@@ -23,3 +26,13 @@ def pytest_xdist_auto_num_workers(config) -> int:
     """Of `-n auto` in pyproject.toml: none where single files are asked for, which start sooner."""
     folders = any(Path(argument).is_dir() for argument in config.args)
     return min(available_cores(), MOST) if folders else 0
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """A training that a test ends by a signal leaves its handlers: its process would be gone."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
