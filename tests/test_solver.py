@@ -204,7 +204,7 @@ def order_of(solver, truth, **settings):
         (unipc, {"lower_order_final": False, "order": 1}, 1.8, 2.2),
         (unipc, {"lower_order_final": False, "order": 3}, 3.3, 4.3),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),  # no address: one on every worker
 )
 def test_the_error_falls_with_the_order_that_the_method_promises(
     solver, settings, low, high, truth

@@ -19,7 +19,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 # a script's own folder leads the path, and here it has a curation.py
@@ -32,7 +31,7 @@ Clip = tuple[str, list[int]]  # a file, and which of its frames
 CASES = {
     "rendered, 64x64x9": (
         "source=synthetic:shapes synthetic.count=192 synthetic.size=64 synthetic.frames=9",
-        ["buckets.sizes=64x64", "buckets.frames=9", "buckets.tokens=576"],
+        ["buckets.sizes=64x64", "buckets.frames=9", "buckets.tokens=1152"],
     ),
     "samples, 480p": ("", ["buckets.sizes=480p", "buckets.frames=17,33,49", "buckets.enlarge=1.5"]),
 }
@@ -50,14 +49,14 @@ def data(shards: str, settings: list[str], workers: int):
     return ShardData(load(Fit, [*given, *settings]), "dit")
 
 
-def steps(shards: str, settings: list[str], workers: int, clips: int) -> tuple[float, int]:
-    """Seconds for so many clips after the first step, and how many they were."""
+def steps(shards: str, settings: list[str], workers: int, clips: int) -> tuple[float, float, int]:
+    """Seconds, CPU seconds of this process, and clips: so many after the first step."""
     walk, seen = iter(data(shards, settings, workers).train_dataloader()), 0
     next(walk)
-    began = time.perf_counter()
+    began, cpu_began = time.perf_counter(), time.process_time()
     while seen < clips:
         seen += sum(map(len, next(walk).batches))
-    return time.perf_counter() - began, seen
+    return time.perf_counter() - began, time.process_time() - cpu_began, seen
 
 
 def frames(shards: str, settings: list[str], folder: Path) -> list[Clip]:
@@ -88,12 +87,12 @@ def bare(clip: Clip) -> int:
     return len(decord.VideoReader(path, num_threads=1).get_batch(numbers).asnumpy())
 
 
-def alone(clips: list[Clip], count: int) -> float:
-    """Seconds for so many clips in this process."""
-    began = time.perf_counter()
+def alone(clips: list[Clip], count: int) -> tuple[float, float]:
+    """Seconds and CPU seconds for so many clips in this process."""
+    began, cpu_began = time.perf_counter(), time.process_time()
     for k in range(count):
         bare(clips[k % len(clips)])
-    return time.perf_counter() - began
+    return time.perf_counter() - began, time.process_time() - cpu_began
 
 
 def shared(pool, clips: list[Clip], count: int) -> float:
@@ -101,13 +100,6 @@ def shared(pool, clips: list[Clip], count: int) -> float:
     began = time.perf_counter()
     pool.map(bare, [clips[k % len(clips)] for k in range(count)], chunksize=max(1, count // 16))
     return time.perf_counter() - began
-
-
-def cpu(work: Callable[[], object]) -> float:
-    """CPU seconds of this process."""
-    began = time.process_time()
-    work()
-    return time.process_time() - began
 
 
 def measured(shards: str, settings: list[str], count: int, turns: int) -> dict[str, float]:
@@ -123,20 +115,18 @@ def measured(shards: str, settings: list[str], count: int, turns: int) -> dict[s
         steps(shards, settings, 0, 1)
         shared(pool, clips, 4 * PROCESSES)  # imports done
         for _ in range(turns):
-            seconds, seen = steps(shards, settings, 0, count)
-            bare_s = alone(clips, count)
+            seconds, cpu_s, seen = steps(shards, settings, 0, count)
+            bare_s, bare_cpu_s = alone(clips, count)
             add("one_clips_per_s", seen / seconds)
             add("one_decord_clips_per_s", count / bare_s)
             add("one_ratio", seen / seconds * bare_s / count)
-            cpu_s = cpu(lambda: add("_seen", steps(shards, settings, 0, count)[1]))
-            bare_cpu_s = cpu(lambda: alone(clips, count))
-            add("one_cpu_ratio", rates["_seen"][-1] / cpu_s * bare_cpu_s / count)
-            seconds, seen = steps(shards, settings, PROCESSES, count)
+            add("one_cpu_ratio", seen / cpu_s * bare_cpu_s / count)
+            seconds, _, seen = steps(shards, settings, PROCESSES, count)
             bare_s = shared(pool, clips, count)
             add("two_clips_per_s", seen / seconds)
             add("two_decord_clips_per_s", count / bare_s)
             add("two_ratio", seen / seconds * bare_s / count)
-    return {name: statistics.median(some) for name, some in rates.items() if name[0] != "_"}
+    return {name: statistics.median(some) for name, some in rates.items()}
 
 
 def made(arguments: str, folder: Path) -> str:
