@@ -12,7 +12,6 @@ import io
 import re
 from collections.abc import Sequence
 from contextlib import ExitStack
-from fractions import Fraction
 from typing import Any
 
 import av
@@ -160,19 +159,25 @@ def probed(file: io.IOBase, suffix: str) -> tuple[int, int, int, float]:
         else:
             seconds = (container.duration or 0) / av.time_base
         seconds = seconds or (frames / float(rate) if rate else 0.0)
-        width, height = upright(next(container.decode(stream)), stream.sample_aspect_ratio)
+        width, height = upright(next(container.decode(stream)), pixel(stream))
         size = max(1, round(width)), max(1, round(height))
         return *size, frames or round(seconds * float(rate or 0)), seconds
 
 
-def upright(frame: av.VideoFrame, ratio: Fraction | None) -> tuple[float, float]:
-    """Width and height as a frame is shown, in pixels of its own height.
+def upright(frame: av.VideoFrame, ratio: float) -> tuple[float, float]:
+    """Width and height as a frame is shown, in its own rows.
 
     Args:
-        ratio: of its pixels, width to height, as its stream says.
+        ratio: of its pixels, as `pixel` has it.
     """
-    size = frame.width * float(ratio if ratio and 0.1 <= ratio <= 10 else 1), frame.height
+    size = frame.width * ratio, frame.height
     return size[::-1] if quarters(frame) % 2 else size
+
+
+def pixel(stream: av.VideoStream) -> float:
+    """A stored pixel's width to its height; what is no such ratio is 1."""
+    ratio = float(stream.sample_aspect_ratio or 1)
+    return ratio if 0.1 <= ratio <= 10 else 1.0
 
 
 def quarters(frame: av.VideoFrame) -> int:

@@ -9,7 +9,6 @@ import io
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import lru_cache
 
 import av
@@ -74,7 +73,7 @@ def video(
         numbers = shown(stamps.times_s, first, bucket.frames, fps)
         wanted = stamps.ticks[numbers]
         container.seek(int(wanted[0]), stream=stream)  # to the key frame before
-        taken = _taken(container.decode(stream), wanted, stream.sample_aspect_ratio, bucket, box)
+        taken = _taken(container.decode(stream), wanted, foreign.pixel(stream), bucket, box)
         return taken, (int(numbers[0]), int(numbers[-1]))
 
 
@@ -116,7 +115,7 @@ def shown(times_s: np.ndarray, first: int, frames: int, fps: float) -> np.ndarra
 def _taken(
     walk: Iterator[av.VideoFrame],
     wanted: np.ndarray,
-    ratio: Fraction | None,
+    ratio: float,
     bucket: Bucket,
     box: Box | None,
 ) -> Tensor:
@@ -139,7 +138,7 @@ def _taken(
 def _scaled(
     frame: av.VideoFrame,
     scaler: VideoReformatter,
-    ratio: Fraction | None,
+    ratio: float,
     bucket: Bucket,
     box: Box | None,
     out: np.ndarray,

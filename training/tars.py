@@ -21,6 +21,7 @@ from recipes.load import UsageError
 BLOCK = tarfile.BLOCKSIZE
 OPEN_FILES = 64  # kept open by a process
 LONGEST = 4 << 30  # bytes of one sample; more is no sample
+FILES = (tarfile.REGTYPE, tarfile.AREGTYPE)
 NAMED = (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 
 
@@ -139,20 +140,31 @@ def members(data: bytes, base: int = 0) -> Iterator[Member]:
         header = data[at : at + BLOCK]
         if not any(header):
             return  # the end of an archive
-        try:
-            info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
-        except tarfile.HeaderError as error:
-            raise TarError(f"no tar header at byte {base + at}: {error}") from None
+        kind, size, own = _header(header, base + at)
         start = at if start is None else start
         content = at + BLOCK
-        at = content + -(-info.size // BLOCK) * BLOCK
-        if info.type in NAMED:
-            name = _long_name(info.type, data[content : content + info.size]) or name
+        at = content + -(-size // BLOCK) * BLOCK
+        if kind in NAMED:
+            name = _long_name(kind, data[content : content + size]) or name
             continue
-        if info.isreg():
-            key, suffix = named(name or info.name)
-            yield Member(key, suffix, base + start, base + content, info.size)
+        if kind in FILES:
+            key, suffix = named(name or own)
+            yield Member(key, suffix, base + start, base + content, size)
         name = start = None
+
+
+def _header(header: bytes, at: int) -> tuple[bytes, int, str]:
+    """Kind, size and name of a member; several times as fast as `tarfile` where nothing is odd."""
+    digits, total = header[124:135], sum(header) - sum(header[148:156]) + 8 * ord(" ")
+    plain = header[257:262] == b"ustar" and digits.isdigit() and not header[345]
+    if plain and header[148:154].isdigit() and int(header[148:154], 8) == total:
+        name = header[:100].rstrip(b"\0").decode("utf-8", "surrogateescape")
+        return header[156:157], int(digits, 8), name
+    try:
+        info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+    except tarfile.HeaderError as error:
+        raise TarError(f"no tar header at byte {at}: {error}") from None
+    return info.type, info.size, info.name
 
 
 def _long_name(kind: bytes, data: bytes) -> str | None:
