@@ -74,6 +74,14 @@ class Buckets:
     batches: int = key(1, "batches a step, over all GPUs; more than GPUs are accumulated")
     enlarge: float = key(1.0, "a clip may be enlarged by so much to fill a size")
     cut: float = key(0.5, "share of a picture that may be cut off to fill a size")
+    zoom: float = key(
+        1.0,
+        "from 1 up to this a picture is magnified where its pixels allow, another part of it each "
+        "time; 1: always its middle, whole",
+    )
+    flip: bool = key(
+        False, "half of the samples are mirrored; a DiT's captions tell left from right"
+    )
 
 
 @dataclass
@@ -253,6 +261,9 @@ class Cache:
     out: str | None = key(None, "the folder to write; null: runs/latents/<recipe>")
     windows: int = key(1, "clips taken of each video, evenly spaced")
     samples: int = key(1000, "samples a tar")
+    text: bool = key(
+        True, "the captions' features too; training then keeps no text encoder on the GPU"
+    )
 
 
 @dataclass

@@ -171,9 +171,13 @@ def test_gradients_reach_every_weight_and_no_frozen_part():
     assert not any(name.startswith(("vae", "text")) for name in one.state_dict())
 
 
-def test_remembered_prompts_are_those_that_came_last(monkeypatch):
-    monkeypatch.setattr("training.dit_module.REMEMBERED", 2)
-    one = module()
-    fresh = one.features(["a", "b", "c"])
-    assert list(one._features) == ["b", "c"]
-    torch.testing.assert_close(one.features(["a", "b", "c"]), fresh)
+def test_cached_features_train_as_the_prompts_do():
+    one = module("objective.text_dropout=0.5")
+    plain, read = batch(8), batch(8)
+    rows = one.features.rows(read.prompts)
+    read.text = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    read.prompts = ["nothing of it is read"] * len(read)
+    losses = [one.losses(some, one.generator(3, 0)).total for some in (plain, read)]
+    torch.testing.assert_close(*losses)
+    validated = [one.measure(some, 0)["loss"] for some in (plain, read)]
+    torch.testing.assert_close(*validated)

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from model.byte_encoder import ByteEncoder
 from model.checkpoint import save
 from model.vae import WanVAE
 from recipes.load import UsageError, load
@@ -18,6 +19,7 @@ from training import cache, decode
 from training.batch import Bucket
 from training.data import ShardData
 from training.encoding import Encoding
+from training.features import Features
 from training.latents import latents
 from training.reader import BrokenDataError
 
@@ -106,6 +108,35 @@ def test_of_a_longer_clip_the_first_latents_are_those_of_the_shorter(cached, vae
     assert len(images.phases[0].images) == 1  # there is one image, so no frame stands in
 
 
+def test_features_of_all_captions_are_cached_with_the_latents(profile, vae, tmp_path):
+    text = ByteEncoder(width=8, length=64).eval()
+    Encoding(config(profile), vae, tmp_path, text).run()
+    data = trained_on(tmp_path)
+    assert data.has_text
+    whole = {"en": set(), "zh": set()}
+    for taste in (decode.Taste(captions=one) for one in whole):
+        for number in range(len(data.index)):
+            found = decode.decode(data.index.row(number), Bucket(64, 64, 1), taste, 0)
+            with torch.no_grad():
+                own = text.encode([found.prompt])
+            torch.testing.assert_close(found.text, own.features[0, : own.lengths[0]])
+            whole[taste.captions].add(found.prompt)
+    assert not whole["en"] & whole["zh"]
+    for _, step in zip(range(3), data.train_dataloader(), strict=False):
+        for batch in step.batches:
+            with torch.no_grad():
+                own = text.encode(batch.prompts)
+            torch.testing.assert_close(batch.text, own.features[:, : own.lengths.max()])
+    data.check(vae, text)
+    with pytest.raises(UsageError, match="another text encoder than text_encoder="):
+        data.check(vae, ByteEncoder(width=8, length=64, seed=1))
+    index = (tmp_path / "train" / "00000.parquet").stat().st_mtime_ns
+    Encoding(config(profile), vae, tmp_path, text).run()
+    assert (tmp_path / "train" / "00000.parquet").stat().st_mtime_ns == index
+    Encoding(config(profile), vae, tmp_path).run()  # without text it is another cache
+    assert not trained_on(tmp_path).has_text
+
+
 def test_the_manifest_and_the_index_say_what_is_there(cached, vae):
     said = json.loads((cached / "train" / "manifest.json").read_text())
     assert said["format"] == cache.FORMAT
@@ -137,7 +168,8 @@ def test_latents_of_another_vae_are_refused(cached, vae, profile, tmp_path):
     with pytest.raises(UsageError, match=r"encoded by another VAE.*training/latents.py"):
         trained_on(cached).check(drawn(1))
     data = trained_on(cached)
-    data.trainer = SimpleNamespace(lightning_module=SimpleNamespace(vae=drawn(1)))
+    other = SimpleNamespace(vae=drawn(1), features=Features(ByteEncoder(width=8, length=64)))
+    data.trainer = SimpleNamespace(lightning_module=other)
     with pytest.raises(UsageError, match="encoded by another VAE"):
         data.setup("fit")
     with pytest.raises(UsageError, match="shards of video, not of latents"):
@@ -257,7 +289,10 @@ def test_a_stranger_s_key_becomes_one_of_ours(key):
 
 def test_the_command_encodes_what_a_recipe_says(profile, vae, tmp_path, capsys):
     save(vae, tmp_path / "vae")
-    asked = config(profile, f"vae={tmp_path / 'vae'}", f"runs={tmp_path}", "compute.device=cpu")
+    given = [f"vae={tmp_path / 'vae'}", f"runs={tmp_path}", "compute.device=cpu"]
+    with pytest.raises(UsageError, match=r"text_encoder=.*cache.text=false"):
+        latents(config(profile, *given))
+    asked = config(profile, *given, "model=tiny", "text_encoder=bytes")
     latents(asked)
     out = tmp_path / "latents" / "own"
     trained_on(out).check(vae)

@@ -10,7 +10,7 @@ from PIL import Image
 from tests import numbered, zoo
 from training import frames
 from training.batch import Bucket
-from training.frames import BrokenError, Stamps, shown, video
+from training.frames import BrokenError, Stamps, View, fitted, shown, video
 
 NINE = Bucket(64, 64, 9)
 
@@ -110,6 +110,45 @@ def test_a_stored_box_is_what_fills_the_bucket():
     assert found[:, 0, :, 1:-1].float().mean() > 250
     beside = read(data, Bucket(32, 32, 9), box=(64, 16, 32, 32))
     assert beside[:, 0, :, 2:].float().mean() < 5
+
+
+def test_a_view_shows_the_part_that_it_says_and_mirrors_it():
+    data = numbered.clip(9, size=(128, 64), start=0b01100000)  # the 6th and 7th of eight stripes
+    bucket = Bucket(32, 32, 9)
+
+    def bright(view: View) -> float:
+        found, _ = video(data, bucket, 16, 0, view=view)
+        return found[:, 0].float().mean().item() / 255
+
+    # magnified twice, 32 pixels are two stripes; x is the share of the other 96 that is cut off
+    assert bright(View(2, 80 / 96, 0.5)) > 0.97
+    assert bright(View(2, 0, 0.5)) < 0.03
+    left = video(data, bucket, 16, 0, view=View(2, 64 / 96, 0.5))[0]
+    right = video(data, bucket, 16, 0, view=View(2, 64 / 96, 0.5, flip=True))[0]
+    assert (left.flip(-1) == right).all()
+    assert left[..., :14].float().mean() < 10 < 240 < left[..., 18:].float().mean()
+
+
+@pytest.mark.parametrize("size", [(64, 64), (144, 81), (200, 1000), (33, 40)])
+@pytest.mark.parametrize("box", [None, (3, 2, 30, 37)])
+def test_a_view_never_leaves_its_box_nor_enlarges(size, box):
+    plain = fitted(size, (32, 32), box)
+    for zoom, x, y in itertools.product((1, 1.3, 5), (0, 0.4, 1), (0, 0.7, 1)):
+        fit = fitted(size, (32, 32), box, View(zoom, x, y))
+        assert max(1, plain.width / size[0]) * size[0] + 1 >= fit.width >= plain.width
+        # the box, or all that there is, in the scaled picture
+        left, top, across, down = np.array(box or (0, 0, *size)) * fit.width / size[0]
+        assert left - 1 <= fit.left <= left + across - 32 + 1
+        assert top - 1 <= fit.top <= top + down - 32 + 1
+
+
+def test_an_image_shows_the_view_too():
+    rgb = np.zeros((64, 64, 3), np.uint8)
+    rgb[:32, 32:] = 255
+    data = io.BytesIO()
+    Image.fromarray(rgb).save(data, "PNG")
+    found = frames.image(data.getvalue(), Bucket(32, 32, 1), view=View(2, 1, 0))
+    assert (found == 255).all()
 
 
 @pytest.mark.parametrize("box", [(0, 0, 65, 66), (-1, 0, 9, 9), (0, 0, 0, 9)])

@@ -137,9 +137,9 @@ from pathlib import Path
 from training.lock import Lock
 lock = Lock(Path(sys.argv[1]))
 lock.take()
-child = os.fork() if sys.argv[2] == "forked" else 1
-if child:
-    print(child, flush=True)
+if sys.argv[2] == "alone" or not os.fork():
+    # a child says so itself: only then has it let go of the lock
+    print(os.getpid(), flush=True)
 time.sleep(60)
 """
 

@@ -39,7 +39,10 @@ class Bucket:
 
 @dataclass
 class Batch:
-    """Samples of one bucket; media are either pixels or a cached posterior."""
+    """Samples of one bucket; media are either pixels or a cached posterior.
+
+    N tokens of the longest prompt, D width of the text encoder.
+    """
 
     bucket: Bucket
     keys: list[str]
@@ -47,6 +50,7 @@ class Batch:
     video: Tensor | None = None  # uint8 [B, 3, T, H, W], RGB
     mean: Tensor | None = None  # [B, C, L, H/8, W/8], not normalised
     logvar: Tensor | None = None
+    text: Tensor | None = None  # [B, N, D], cached features of the prompts, zero beyond each
     tiers: list[str | None] = field(default_factory=list)
     scores: list[dict[str, float]] = field(default_factory=list)
     number: int = 0  # which of its step's, over all ranks: noise is drawn from (seed, step, number)
@@ -68,7 +72,7 @@ class Batch:
         return self._moved(Tensor.pin_memory)
 
     def _moved(self, move: Callable[[Tensor], Tensor]) -> "Batch":
-        tensors = {name: getattr(self, name) for name in ("video", "mean", "logvar")}
+        tensors = {name: getattr(self, name) for name in ("video", "mean", "logvar", "text")}
         return replace(self, **{n: move(one) for n, one in tensors.items() if one is not None})
 
 

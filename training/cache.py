@@ -1,8 +1,9 @@
 """Latent shards: clips as a VAE's posterior, encoded once, read instead of the video.
 
-    <out>/{train,val}/00000.tar      <key>.json, .safetensors (mean and logvar), .txt
+    <out>/{train,val}/00000.tar      <key>.json, .txt, .safetensors: mean, logvar, and its captions'
+                                    features (training.features)
                       00000.parquet  the index, with curation's columns; `media` is safetensors
-                      manifest.json  checksums, and which VAE encoded; written last
+                      manifest.json  checksums, and which VAE and text encoder; written last
 
 Mean and log-variance are kept, not a sample of them, so that training may take either. The shards
 are those of `curation.shards` in all else, and `training.index` reads both.
@@ -14,7 +15,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,15 @@ from safetensors.torch import save
 from torch import Tensor
 
 from curation.shards import INDEX, KEY, Tar, file_sha256, promised
+from model.text import TextEncoder
 from model.vae import WanVAE
 from recipes.load import UsageError
-from training import tars
+from training import features, foreign, tars
 from training.batch import Bucket
 from training.decode import Decoded
 from training.tars import Row
 
-FORMAT = "latents 1"
+FORMAT = "latents 2"
 DTYPE = torch.float16  # of mean and logvar: 11 bits, where bfloat16 has 8
 ENCODES = ("encoder.", "conv1.")  # the weights that decide what latents are
 TEMPORARY = ".tmp-"
@@ -55,8 +57,35 @@ def fingerprint(vae: WanVAE) -> str:
     return digest.hexdigest()
 
 
-def check(folder: str, vae: WanVAE) -> None:
-    """Refuses latents that another VAE encoded.
+def manifests(folder: str) -> Iterator[dict[str, Any]]:
+    """Those of a folder's splits.
+
+    Raises:
+        UsageError: one can't be read.
+    """
+    for split in ("train", "val"):
+        place = f"{folder.rstrip('/')}/{split}/manifest.json"
+        try:
+            yield json.loads(tars.read(place) if tars.is_remote(place) else _read(place))
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{place}: can't be read: {error}") from None
+
+
+def _read(place: str) -> bytes:
+    """A local file as it is now: tars keep files open, and a manifest may be written anew."""
+    return Path(place).expanduser().read_bytes()
+
+
+def has_text(folder: str) -> bool:
+    """Whether latent shards hold their captions' features."""
+    found = list(manifests(folder))
+    return bool(found) and all(said.get("text") for said in found)
+
+
+def check(folder: str, vae: WanVAE, text: TextEncoder | None = None) -> None:
+    """Refuses latents that another VAE encoded, and features of another text encoder.
 
     Args:
         folder: `data.latents`.
@@ -64,14 +93,7 @@ def check(folder: str, vae: WanVAE) -> None:
     Raises:
         UsageError: they are another's, or no latents.
     """
-    for split in ("train", "val"):
-        place = f"{folder.rstrip('/')}/{split}/manifest.json"
-        try:
-            said = json.loads(tars.read(place))
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError) as error:
-            raise UsageError(f"{place}: can't be read: {error}") from None
+    for said in manifests(folder):
         theirs = (said.get("vae") or {}).get("sha256")
         if theirs is None:
             raise UsageError(f"data.latents={folder}: shards of video, not of latents")
@@ -79,6 +101,12 @@ def check(folder: str, vae: WanVAE) -> None:
             raise UsageError(
                 f"data.latents={folder}: encoded by another VAE than vae= names; encode them anew "
                 "with `python training/latents.py`, or leave out data.latents"
+            )
+        read = (said.get("text") or {}).get("sha256")
+        if read and text is not None and read != features.fingerprint(text):
+            raise UsageError(
+                f"data.latents={folder}: its captions were read by another text encoder than "
+                "text_encoder= names; encode them anew with `python training/latents.py`"
             )
 
 
@@ -108,7 +136,7 @@ class Shard:
     folder: Path
     number: int
     pieces: list[Piece]
-    how: tuple  # what else decides its content: the VAE, its precision, the frame rate
+    how: tuple  # what else decides its content: VAE, its precision, frame rate, text encoder
 
     @property
     def name(self) -> str:
@@ -152,7 +180,19 @@ class Encoded:
     sample: Decoded | None
     mean: Tensor | None = None  # [C, L, h, w]
     logvar: Tensor | None = None
+    text: dict[str, Tensor] = field(default_factory=dict)  # [tokens, D], by training.features.name
     error: str = ""
+
+
+def texts(sample: Decoded) -> list[str]:
+    """The captions that training may take of a clip once it is encoded."""
+    some = [one["text"].strip() for one in foreign.captions(_without_windows(sample.told))]
+    return list(dict.fromkeys([*some, sample.prompt]))
+
+
+def _without_windows(told: dict[str, Any]) -> dict[str, Any]:
+    """Those of cosmos-curate's are of spans of the whole clip; the one of ours is in `captions`."""
+    return {name: value for name, value in told.items() if name != "windows"}
 
 
 def write(shard: Shard, encoded: Iterable[Encoded], fps: float) -> Iterator[Encoded]:
@@ -188,6 +228,7 @@ def _packed(tar: Tar, one: Encoded, fps: float) -> dict[str, Any]:
         return row | {"status": "failed", "error_message": one.error}
     told = one.sample.told
     tensors = {"mean": one.mean.to(DTYPE), "logvar": one.logvar.to(DTYPE)}
+    tensors |= one.text
     data = save({name: tensor.contiguous().cpu() for name, tensor in tensors.items()})
     row |= {
         "status": "success",
@@ -207,12 +248,13 @@ def _packed(tar: Tar, one: Encoded, fps: float) -> dict[str, Any]:
         "sampling_weight": one.piece.weight,
     }
     # what was said of the clip, but for what is no longer true of it
-    record = told | {name: row[name] for name in ("width", "height", "frames", "fps", "duration_s")}
+    record = _without_windows(told) | {
+        name: row[name] for name in ("width", "height", "frames", "fps", "duration_s")
+    }
     record |= {"key": key, "sha256": row["sha256"], "source_key": one.piece.row.key}
     record["sampling_weight"] = one.piece.weight
     if "captions" not in told and one.sample.prompt:
         record["captions"] = [{"text": one.sample.prompt}]
-    record.pop("windows", None)
     members = {
         "json": json.dumps(record, sort_keys=True, ensure_ascii=False).encode(),
         "safetensors": data,
@@ -222,8 +264,12 @@ def _packed(tar: Tar, one: Encoded, fps: float) -> dict[str, Any]:
     return row | {"offset": offsets["safetensors"]}
 
 
-def finish(folder: Path, shards: list[Shard], vae: WanVAE, sha256: str, fps: float) -> dict | None:
-    """Writes the manifest, last; None where other processes still write shards."""
+def finish(folder: Path, shards: list[Shard], encoders: dict[str, Any], fps: float) -> dict | None:
+    """Writes the manifest, last; None where other processes still write shards.
+
+    Args:
+        encoders: what the manifest says of the VAE and the text encoder.
+    """
     if not all(shard.finished() for shard in shards):
         return None
     entries, left_out = [], []
@@ -241,7 +287,7 @@ def finish(folder: Path, shards: list[Shard], vae: WanVAE, sha256: str, fps: flo
         entries.append(entry)
     content = {
         "format": FORMAT,
-        "vae": {"sha256": sha256, "config": vae.config},
+        **encoders,
         "dtype": str(DTYPE).removeprefix("torch."),
         "fps": fps,
         "samples": sum(entry["samples"] for entry in entries),

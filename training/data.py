@@ -24,13 +24,13 @@ from lightning.pytorch import LightningDataModule
 from rich.console import RenderableType
 from torch.utils.data import DataLoader, Dataset
 
+from model.text import TextEncoder
 from model.vae import WanVAE
 from recipes.load import UsageError
 from recipes.training import Fit
-from training import allotment, buckets
+from training import allotment, buckets, cache
 from training.batch import Batch, Step
 from training.buckets import Assignment, assign
-from training.cache import check
 from training.decode import HELD_OUT, Taste
 from training.index import Index, gather
 from training.reader import Reader, Request, Requests, Tally, Wanted, steadfast, whole
@@ -65,6 +65,13 @@ class ShardData(LightningDataModule):
                 f"data.latents={config.data.latents}: a VAE and an image-to-video model are "
                 "trained on pixels; leave it out"
             )
+        if config.data.latents and (config.buckets.zoom != 1 or config.buckets.flip):
+            raise UsageError(
+                f"data.latents={config.data.latents}: what is encoded can't be zoomed or mirrored; "
+                "leave it out, or buckets.zoom and buckets.flip"
+            )
+        if config.buckets.zoom < 1:
+            raise UsageError(f"buckets.zoom={config.buckets.zoom}: wants at least 1")
         if not 0 <= config.data.image_share <= 1:
             raise UsageError(f"data.image_share={config.data.image_share}: wants 0 to 1")
         self.buckets = buckets.buckets(config.buckets)
@@ -78,7 +85,14 @@ class ShardData(LightningDataModule):
         for phase in self.phases:
             if not len(phase.images) and not len(phase.videos):
                 raise UsageError(f"no sample fits step {phase.step}: {self._why()}")
-        self.taste = Taste(config.buckets.fps, config.data.captions, kind == "dit", config.seed)
+        self.taste = Taste(
+            config.buckets.fps,
+            config.data.captions,
+            kind == "dit",
+            config.seed,
+            config.buckets.zoom,
+            config.buckets.flip,
+        )
         self.state: dict[str, Any] | None = None
         self._reading: WeakSet[Generator] = WeakSet()
         self._held: WeakSet[HeldOut] = WeakSet()
@@ -193,20 +207,26 @@ class ShardData(LightningDataModule):
             **options,
         )
 
-    def check(self, vae: WanVAE) -> None:
-        """Refuses latents that another VAE encoded.
+    @property
+    def has_text(self) -> bool:
+        """Whether the captions' features are cached too."""
+        latents = self.config.data.latents
+        return bool(latents) and cache.has_text(latents)
+
+    def check(self, vae: WanVAE, text: TextEncoder | None = None) -> None:
+        """Refuses latents that another VAE encoded, and features of another text encoder.
 
         Raises:
             UsageError: they are another's.
         """
         if self.config.data.latents:
-            check(self.config.data.latents, vae)
+            cache.check(self.config.data.latents, vae, text)
 
     def setup(self, stage: str) -> None:
         """Lightning's: before anything is trained, on what latents it would be."""
-        vae = getattr(getattr(self.trainer, "lightning_module", None), "vae", None)
-        if vae is not None:
-            self.check(vae)
+        module = getattr(self.trainer, "lightning_module", None)
+        if getattr(module, "vae", None) is not None:
+            self.check(module.vae, module.features.encoder)
 
     def taken(self, step: Step) -> None:
         """A step that was trained on: from here on a checkpoint goes on."""

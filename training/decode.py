@@ -1,6 +1,7 @@
 """One sample: its bytes to frames of a bucket's size, at 16 a second, with one of its captions.
 
-What is drawn (where a longer clip is entered, which caption) follows from (seed, epoch, key).
+What is drawn (where a longer clip is entered, which part of the picture is shown, which caption)
+follows from (seed, epoch, key).
 """
 
 import hashlib
@@ -10,9 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
-from training import foreign, tars
+from training import features, foreign, tars
 from training.batch import Bucket
-from training.frames import Box, BrokenError, image, line, video
+from training.frames import MIDDLE, Box, BrokenError, View, image, line, video
 from training.tars import Row, TarError
 
 HELD_OUT = -1  # the epoch of held-out clips: nothing is drawn
@@ -26,6 +27,14 @@ class Taste:
     captions: str = "any"
     needs_caption: bool = True
     seed: int = 0
+    zoom: float = 1.0
+    flip: bool = False
+
+    def view(self, zoom: float, x: float, y: float, flip: float) -> View:
+        """Of four numbers from 0 to 1."""
+        if self.zoom == 1:
+            x = y = 0.5
+        return View(self.zoom**zoom, x, y, self.flip and flip < 0.5)
 
 
 @dataclass
@@ -38,6 +47,7 @@ class Decoded:
     video: Tensor | None = None  # uint8 [3, T, H, W]
     mean: Tensor | None = None  # [C, L, H/8, W/8]
     logvar: Tensor | None = None
+    text: Tensor | None = None  # [tokens, D], cached features of the prompt
     told: dict[str, Any] = field(default_factory=dict)  # its JSON
 
 
@@ -54,23 +64,28 @@ def decode(
         BrokenError: it can't be used, and why.
     """
     held_out = epoch == HELD_OUT
-    where, which = draws(0 if held_out else taste.seed, epoch, row.key)
+    where, which, *part = draws(0 if held_out else taste.seed, epoch, row.key)
+    view = MIDDLE if held_out else taste.view(*part)
     place = (0.5 if held_out else where) if place is None else place
     try:
         members = tars.sample(row)
         told = tars.parsed(members["json"]) if "json" in members else {}
         found, span = Decoded("", tier(told), scores(told), told=told), (0, 0)
+        tensors: dict[str, Tensor] = {}
         media = next((members[one] for one in SUFFIXES[row.media] if one in members), None)
         if media is None:
             raise BrokenError(f"the tar has no {row.media} of it")
         if told.get("sha256") and told.get("key") == row.name:
             check(media, str(told["sha256"]))
         if row.media == "safetensors":
-            found.mean, found.logvar = posterior(media, bucket)
+            tensors = cached(media)
+            found.mean, found.logvar = posterior(tensors, bucket)
         elif row.media == "mp4":
-            found.video, span = video(media, bucket, taste.fps, place, box(told), row.length_s)
+            found.video, span = video(
+                media, bucket, taste.fps, place, box(told), row.length_s, view
+            )
         else:
-            found.video = image(media, bucket, box(told))
+            found.video = image(media, bucket, box(told), view)
     except BrokenError:
         raise
     except (TarError, OSError, ValueError) as error:  # also FFmpeg's
@@ -80,6 +95,7 @@ def decode(
     found.prompt = caption(told, members.get("txt"), span, taste, which)
     if taste.needs_caption and not found.prompt:
         raise BrokenError("it has no caption")
+    found.text = tensors.get(features.name(found.prompt))
     return found
 
 
@@ -91,11 +107,11 @@ SUFFIXES = {
 }
 
 
-def draws(seed: int, epoch: int, key: str) -> tuple[float, float]:
-    """Two numbers from 0 to 1, 1 excluded."""
+def draws(seed: int, epoch: int, key: str) -> tuple[float, ...]:
+    """Six numbers from 0 to 1, 1 excluded."""
     text = f"{seed}/{epoch}/{key}".encode("utf-8", "surrogateescape")
-    digest = hashlib.blake2b(text, digest_size=12).digest()
-    return tuple(int.from_bytes(half) / 2**48 for half in (digest[:6], digest[6:]))
+    digest = hashlib.blake2b(text, digest_size=36).digest()
+    return tuple(int.from_bytes(digest[at : at + 6]) / 2**48 for at in range(0, 36, 6))
 
 
 def check(media: bytes, digest: str) -> None:
@@ -157,20 +173,31 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def posterior(data: bytes, bucket: Bucket) -> tuple[Tensor, Tensor]:
-    """Mean and log-variance [C, L, h, w]; of a longer clip the first frames: the VAE is causal.
+def cached(data: bytes) -> dict[str, Tensor]:
+    """What a latent shard has of a clip.
 
     Raises:
-        BrokenError: it is no such file, or too short.
+        BrokenError: it is no such file.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     try:
         found = load(data)
-        mean, logvar = found["mean"], found["logvar"]
-    except (SafetensorError, KeyError) as error:
+    except SafetensorError as error:
         raise BrokenError(f"no cached posterior: {error}") from None
+    if not {"mean", "logvar"} <= set(found):
+        raise BrokenError(f"no cached posterior: only {', '.join(found) or 'nothing'}")
+    return found
+
+
+def posterior(found: dict[str, Tensor], bucket: Bucket) -> tuple[Tensor, Tensor]:
+    """Mean and log-variance [C, L, h, w]; of a longer clip the first frames: the VAE is causal.
+
+    Raises:
+        BrokenError: it is too short.
+    """
+    mean, logvar = found["mean"], found["logvar"]
     frames = 1 + (bucket.frames - 1) // 4
     if mean.shape != logvar.shape or mean.ndim != 4 or mean.shape[1] < frames:
         raise BrokenError(f"a posterior of {list(mean.shape)}, fewer than {frames} latent frames")

@@ -8,9 +8,6 @@ Validation measures the loss at fixed noise levels with fixed noise, on held-out
 question every time, so that the curve shows learning and nothing else.
 """
 
-from collections import OrderedDict
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -22,11 +19,11 @@ from model.text import TextEncoder
 from model.vae import Posterior, WanVAE
 from recipes.training import Fit
 from training.batch import Batch, pixels
+from training.features import Features
 from training.masks import draw_mask
 from training.module import Losses, Trained
 
 NAMES = ("mean", "logvar")
-REMEMBERED = 4096  # prompts whose features are kept
 
 
 class DiTModule(Trained):
@@ -52,15 +49,18 @@ class DiTModule(Trained):
         super().__init__(network, config)
         # not submodules: frozen parts are neither saved with every checkpoint nor sharded
         self._parts = {"vae": vae, "text": text, "image": image}
-        self._features: OrderedDict[str, Tensor] = OrderedDict()
+        self.features = Features(text)
 
     @property
     def vae(self) -> WanVAE:
         return self._parts["vae"]
 
     def on_fit_start(self) -> None:
-        for part in self._parts.values():
-            if part is not None:
+        # with features cached only the empty prompt and those of the samples are left to encode:
+        # for these umT5's 11 GB need not be on the GPU
+        still = {"text"} if getattr(self.trainer.datamodule, "has_text", False) else set()
+        for name, part in self._parts.items():
+            if part is not None and name not in still:
                 part.to(self.device)
 
     def losses(self, batch: Batch, generator: torch.Generator) -> Losses:
@@ -77,12 +77,11 @@ class DiTModule(Trained):
         )
         noise = torch.randn(data.shape, generator=generator).to(data)
         dropped = torch.rand(len(batch), generator=generator) < objective.text_dropout
-        prompts = ["" if drop else one for one, drop in zip(batch.prompts, dropped, strict=True)]
         given = self.given(batch, generator)
         velocity = self.network(
             flow.interpolate(data, noise, sigma),
             sigma * flow.TIMESTEPS,
-            self.features(prompts).to(data.device),
+            self.text(batch, dropped),
             **given,
         )
         return Losses(flow.loss(velocity, data, noise))
@@ -92,7 +91,7 @@ class DiTModule(Trained):
         generator = self.generator(-1, batch.number)
         data = self.latents(batch, generator)
         noise = torch.randn(data.shape, generator=generator).to(data)
-        text = self.features(batch.prompts).to(data.device)
+        text = self.text(batch)
         given = self.given(batch, generator, dropout=False)
         found: dict[str, Tensor] = {}
         for level in range(levels):
@@ -124,20 +123,16 @@ class DiTModule(Trained):
         parts = list(self.vae.encode_stream([pixels(batch.video)]))
         return Posterior(*(torch.cat([getattr(one, name) for one in parts], 2) for name in NAMES))
 
-    @torch.no_grad()
-    def features(self, prompts: Sequence[str]) -> Tensor:
-        """[B, L, D]; those of the last prompts are remembered, since many come again and again."""
-        new = [one for one in dict.fromkeys(prompts) if one not in self._features]
-        if new:
-            for prompt, row in zip(new, self._parts["text"].encode(new).features, strict=True):
-                self._features[prompt] = row.cpu()
-        rows = []
-        for prompt in prompts:
-            self._features.move_to_end(prompt)
-            rows.append(self._features[prompt])
-        while len(self._features) > REMEMBERED:
-            self._features.popitem(last=False)
-        return torch.stack(rows)
+    def text(self, batch: Batch, dropped: Tensor | None = None) -> Tensor:
+        """Features of the prompts [B, L, D], cached or not; where dropped [B], the empty one's."""
+        if batch.text is not None:
+            features = self.features.filled(batch.text)
+        else:
+            features = self.features(batch.prompts).to(self.device)
+        if dropped is None or not dropped.any():
+            return features
+        empty = self.features([""]).to(features)
+        return torch.where(dropped.to(self.device)[:, None, None], empty, features)
 
     @torch.no_grad()
     def given(

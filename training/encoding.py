@@ -12,13 +12,15 @@ from rich.table import Table
 from rich.text import Text
 from torch.utils.data import Dataset
 
+from model.text import TextEncoder
 from model.vae import WanVAE
 from recipes.load import UsageError
 from recipes.training import Latents
-from training import cache, console
+from training import cache, console, features
 from training.cache import Encoded, Piece, Shard
 from training.data import ShardData, no_main
 from training.decode import HELD_OUT, BrokenError, Decoded, Taste, decode
+from training.features import Features
 from training.index import Index
 from training.progress import duration
 from training.reader import Tally
@@ -50,6 +52,7 @@ class Encoding:
         config: the recipe; `data.shards` and `buckets` say which clips.
         vae: what encodes, on the device where it does.
         out: the folder to write.
+        text: what reads the captions, on its device; None: their features are not written.
         rank, world: which part of the shards this process writes, of how many.
 
     Raises:
@@ -57,10 +60,18 @@ class Encoding:
     """
 
     def __init__(
-        self, config: Latents, vae: WanVAE, out: Path, rank: int = 0, world: int = 1
+        self,
+        config: Latents,
+        vae: WanVAE,
+        out: Path,
+        text: TextEncoder | None = None,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         if config.data.latents:
             raise UsageError(f"data.latents={config.data.latents}: latents are encoded from video")
+        if config.buckets.zoom != 1 or config.buckets.flip:
+            raise UsageError("latents are encoded as they are: buckets.zoom=1 buckets.flip=false")
         if vae.compression != (4, 8, 8):
             raise UsageError(f"vae={config.vae}: compresses by {vae.compression}, not by (4, 8, 8)")
         if config.cache.windows < 1 or config.cache.samples < 1:
@@ -76,7 +87,12 @@ class Encoding:
         self.device = next(vae.parameters()).device
         self.half = config.compute.precision == "bfloat16" and self.device.type == "cuda"
         self.vae_sha256 = cache.fingerprint(vae)
-        self.how = (self.vae_sha256, str(cache.DTYPE), self.half, config.buckets.fps)
+        self.encoders = {"vae": {"sha256": self.vae_sha256, "config": vae.config}}
+        self.features = None if text is None else Features(text)
+        read = None if text is None else features.fingerprint(text)
+        if text is not None:
+            self.encoders["text"] = {"sha256": read, "name": text.name, "width": text.width}
+        self.how = (self.vae_sha256, str(cache.DTYPE), self.half, config.buckets.fps, read)
         self.shards = {split: self._shards(split) for split in SPLITS}
         self.tally = Tally(config.data.broken_share)
         self.took_s = 0.0
@@ -138,7 +154,7 @@ class Encoding:
         for split in SPLITS:
             if self.shards[split]:
                 fps = self.config.buckets.fps
-                cache.finish(self.out / split, self.shards[split], self.vae, self.vae_sha256, fps)
+                cache.finish(self.out / split, self.shards[split], self.encoders, fps)
         self.took_s = time.monotonic() - began
         return self
 
@@ -162,7 +178,15 @@ class Encoding:
                 if sample is None:
                     yield Encoded(piece, None, error=error)
                 else:
-                    yield Encoded(piece, sample, *next(posteriors))
+                    yield Encoded(piece, sample, *next(posteriors), self._text(sample))
+
+    def _text(self, sample: Decoded) -> dict[str, torch.Tensor]:
+        """Features of all its captions."""
+        if self.features is None:
+            return {}
+        texts = cache.texts(sample)
+        rows = self.features.rows(texts)
+        return {features.name(text): row for text, row in zip(texts, rows, strict=True)}
 
     @torch.no_grad()
     def _posterior(self, samples: list[Decoded]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -189,6 +213,8 @@ class Encoding:
         grid.add_row("broken", f"{self.tally.broken}")
         grid.add_row("took", duration(self.took_s))
         grid.add_row("vae", self.vae_sha256[:16])
+        text = self.encoders.get("text")
+        grid.add_row("text", f"{text['name']} {text['sha256'][:16]}" if text else "not encoded")
         grid.add_row("train", Text(f"python training/fit.py … data.latents={self.out}"))
         return grid
 

@@ -27,6 +27,19 @@ NEAR = 1e-3  # of a frame at the wanted rate: stamps are rounded
 Box = tuple[float, ...]  # x, y, width, height
 
 
+@dataclass(frozen=True)
+class View:
+    """Which part of a picture is shown."""
+
+    zoom: float = 1.0  # 1: as much as fills the bucket
+    x: float = 0.5  # 0 … 1: of what is too wide, how much is cut off on the left
+    y: float = 0.5  # of what is too high, how much above
+    flip: bool = False  # mirrored
+
+
+MIDDLE = View()
+
+
 class BrokenError(Exception):
     """One line that says why a sample can't be used."""
 
@@ -44,6 +57,7 @@ def video(
     place: float,
     box: Box | None = None,
     length_s: float | None = None,
+    view: View = MIDDLE,
 ) -> tuple[Tensor, tuple[int, int]]:
     """uint8 [3, T, H, W]: of a clip, as many frames as the bucket has, scaled to cover it.
 
@@ -55,6 +69,7 @@ def video(
         box: x, y, width, height that remain of the picture.
         length_s: as its index has it, which decided on the bucket; containers and packets may
             differ in how long the last frame is shown.
+        view: which part of the picture, or of its box.
 
     Raises:
         BrokenError: it is too short, or too large.
@@ -73,7 +88,7 @@ def video(
         numbers = shown(stamps.times_s, first, bucket.frames, fps)
         wanted = stamps.ticks[numbers]
         container.seek(int(wanted[0]), stream=stream)  # to the key frame before
-        taken = _taken(container.decode(stream), wanted, foreign.pixel(stream), bucket, box)
+        taken = _taken(container.decode(stream), wanted, foreign.pixel(stream), bucket, box, view)
         return taken, (int(numbers[0]), int(numbers[-1]))
 
 
@@ -118,6 +133,7 @@ def _taken(
     ratio: float,
     bucket: Bucket,
     box: Box | None,
+    view: View,
 ) -> Tensor:
     """The wanted frames of a walk, each scaled and cut; one that is wanted twice is copied."""
     out = np.empty((3, len(wanted), bucket.height, bucket.width), np.uint8)
@@ -125,7 +141,7 @@ def _taken(
     for frame in walk:
         if frame.pts != wanted[at]:
             continue
-        _scaled(frame, scaler, ratio, bucket, box, out[:, at])
+        _scaled(frame, scaler, ratio, bucket, box, view, out[:, at])
         at += 1
         while at < len(wanted) and wanted[at] == wanted[at - 1]:
             out[:, at] = out[:, at - 1]
@@ -141,11 +157,12 @@ def _scaled(
     ratio: float,
     bucket: Bucket,
     box: Box | None,
+    view: View,
     out: np.ndarray,
 ) -> None:
     """Into `out`, RGB [3, H, W]; `ratio`: of a pixel's width to its height."""
     turn = foreign.quarters(frame)
-    fit = fitted(foreign.upright(frame, ratio), (bucket.width, bucket.height), box)
+    fit = fitted(foreign.upright(frame, ratio), (bucket.width, bucket.height), box, view)
     width, height = (fit.height, fit.width) if turn % 2 else (fit.width, fit.height)
     scaled = scaler.reformat(
         frame,
@@ -170,15 +187,19 @@ class Fit:
     left: int
     top: int
     size: tuple[int, int]  # the bucket's
+    flip: bool
 
     def cut(self, picture: np.ndarray) -> np.ndarray:
         width, height = self.size
-        return picture[self.top : self.top + height, self.left : self.left + width]
+        part = picture[self.top : self.top + height, self.left : self.left + width]
+        return part[:, ::-1] if self.flip else part
 
 
 @lru_cache(256)
-def fitted(size: tuple[float, float], target: tuple[int, int], box: Box | None) -> Fit:
-    """A picture scaled so that its box covers the target; of too much, both sides lose alike.
+def fitted(
+    size: tuple[float, float], target: tuple[int, int], box: Box | None, view: View = MIDDLE
+) -> Fit:
+    """A picture scaled so that its box covers the target, at least; the view says what is cut off.
 
     Raises:
         BrokenError: the box is not within the picture.
@@ -188,15 +209,16 @@ def fitted(size: tuple[float, float], target: tuple[int, int], box: Box | None) 
     if outside or across <= 0 or down <= 0:
         raise BrokenError(f"its crop box {box} is not within {size[0]:g}x{size[1]:g}")
     scale = max(target[0] / across, target[1] / down)
+    scale = max(scale, min(scale * view.zoom, 1))  # a zoom never enlarges
     width = max(target[0], round(size[0] * scale))
     height = max(target[1], round(size[1] * scale))
-    left = round((x + across / 2) * scale - target[0] / 2)
-    top = round((y + down / 2) * scale - target[1] / 2)
+    left = round(x * scale + view.x * (across * scale - target[0]))
+    top = round(y * scale + view.y * (down * scale - target[1]))
     left = min(max(left, 0), width - target[0])
-    return Fit(width, height, left, min(max(top, 0), height - target[1]), target)
+    return Fit(width, height, left, min(max(top, 0), height - target[1]), target, view.flip)
 
 
-def image(data: bytes, bucket: Bucket, box: Box | None = None) -> Tensor:
+def image(data: bytes, bucket: Bucket, box: Box | None = None, view: View = MIDDLE) -> Tensor:
     """uint8 [3, 1, H, W]; what shines through is white."""
     try:
         with Image.open(io.BytesIO(data)) as opened:
@@ -210,7 +232,7 @@ def image(data: bytes, bucket: Bucket, box: Box | None = None) -> Tensor:
             rgb = np.asarray(picture.convert("RGB"))
     except (Image.DecompressionBombError, SyntaxError) as error:
         raise BrokenError(line(error)) from None
-    fit = fitted((rgb.shape[1], rgb.shape[0]), (bucket.width, bucket.height), box)
+    fit = fitted((rgb.shape[1], rgb.shape[0]), (bucket.width, bucket.height), box, view)
     if (fit.width, fit.height) != (rgb.shape[1], rgb.shape[0]):
         shrinks = fit.width < rgb.shape[1]
         how = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC

@@ -17,6 +17,7 @@ from model.pretrained import read_config
 from model.vae import WanVAE
 from recipes.load import RECIPES, load
 from recipes.training import Fit, Optimizer
+from training.cache import has_text
 from training.optimizers import optimizers
 from training.parts import network_of
 
@@ -141,6 +142,8 @@ def image(dit: WanDiT) -> Size | None:
 
 
 def still(config: Fit, dit: WanDiT, vae: WanVAE) -> list[Size]:
-    """All that a DiT is trained with: VAE, text and image encoder."""
-    found = [size("VAE", vae), text(config, dit), image(dit)]
+    """All that a DiT is trained with: VAE, text encoder unless its features are cached, and image
+    encoder."""
+    cached = config.data.latents and has_text(config.data.latents)
+    found = [size("VAE", vae), None if cached else text(config, dit), image(dit)]
     return [one for one in found if one]

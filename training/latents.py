@@ -1,12 +1,12 @@
-"""Encodes clips once: shards in, latent shards out, which `data.latents` trains from.
+"""Encodes clips and captions once: shards in, latent shards out, read by `data.latents`.
 
     python training/latents.py recipe=480p              into runs/latents/480p
     python training/latents.py recipe=480p data.shards=PATH vae=Wan2.1_VAE.pth cache.windows=2
     python training/fit.py recipe=480p data.latents=runs/latents/480p
 
 Killed at any moment, the same command goes on with the next shard. Several processes share the work
-(`torchrun --nproc-per-node=8 training/latents.py …`), each with shards of its own. Reading latents
-with another VAE than encoded them is refused. `--help` lists every key.
+(`torchrun --nproc-per-node=8 training/latents.py …`), each with shards of its own. Training with
+another VAE or text encoder than encoded them is refused. `--help` lists every key.
 """
 
 import os
@@ -33,11 +33,16 @@ def latents(config: Latents) -> None:
         where = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     try:
         vae = load_vae(parts.needed("vae", config), device=where)
+        text = None
+        if config.cache.text:
+            if not config.text_encoder:
+                raise UsageError("text_encoder=: reads the captions; cache.text=false leaves them")
+            text = parts.text_encoder(config).to(where)
     except CheckpointError as error:
         raise UsageError(str(error)) from error
     name = Path(config.recipe).stem if config.recipe else "own"
     out = Path(config.cache.out or f"{config.runs}/latents/{name}").expanduser()
-    console.show(Encoding(config, vae, out, *ranks()).run().table())
+    console.show(Encoding(config, vae, out, text, *ranks()).run().table())
 
 
 if __name__ == "__main__":

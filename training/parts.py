@@ -176,8 +176,7 @@ def parts_of(config: Fit, dit: WanDiT, folder: Path) -> Parts:
     vae = load_vae(folder / "vae").requires_grad_(False)
     if config.text_encoder == "bytes":
         if not (folder / "text_encoder").is_dir():
-            sizes = {"width": dit.config["text_width"], "length": dit.config["text_length"]}
-            save_byte_encoder(ByteEncoder(**sizes), folder / "text_encoder")
+            save_byte_encoder(text_encoder(config), folder / "text_encoder")
         text = load_text_encoder(folder / "text_encoder")
     else:  # umT5 is too large to be copied into every run
         places["text_encoder"] = str(needed("text_encoder", config))
@@ -193,6 +192,19 @@ def parts_of(config: Fit, dit: WanDiT, folder: Path) -> Parts:
         if has != wants:
             raise UsageError(f"{name}: width {has}, but model={config.model} wants {wants}")
     return Parts(vae, text, image, places)
+
+
+def text_encoder(config: Fit) -> TextEncoder:
+    """The text encoder that a recipe names; `bytes` is drawn, always the same for a model.
+
+    Raises:
+        UsageError, CheckpointError: it is not where the recipe says.
+    """
+    if config.text_encoder != "bytes":
+        return load_text_encoder(needed("text_encoder", config))
+    with torch.device("meta"):
+        dit = WanDiT(**PRESETS[config.model])
+    return ByteEncoder(width=dit.config["text_width"], length=dit.config["text_length"])
 
 
 def needed(key: str, config: Fit) -> Path | str:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, Sampler, get_worker_info
 
 from training.batch import Batch, Bucket, Step
@@ -95,6 +96,7 @@ class Reader(Dataset):
                 setattr(sample, name, None)  # its memory is free again
             keys.append(row.key)
             samples.append(sample)
+        texts = [one.text for one in samples if one.text is not None]
         return Batch(
             bucket=wanted.bucket,
             keys=keys,
@@ -103,6 +105,7 @@ class Reader(Dataset):
             scores=[one.scores for one in samples],
             number=wanted.number,
             repeat=wanted.repeat,
+            text=pad_sequence(texts, batch_first=True) if len(texts) == len(keys) > 0 else None,
             **{name: stack[: len(samples)] for name, stack in stacks.items()},
         )
 
