@@ -224,6 +224,9 @@ def test_videos_stand_in_for_images_where_they_are_told_to(profile, tmp_path):
     starts = {numbered.numbers(video)[0] for step in found for video in step.batches[0].video}
     assert found[0].batches[0].video.shape[2] == 1
     assert len(starts) > 5  # any of their frames
+    shown = Console(file=io.StringIO(), width=200)
+    shown.print(data.table())
+    assert "0 of 4 samples are dropped" in shown.file.getvalue()
     # where there are images, they are taken
     mixed = loaded(profile, "data.frames_as_images=true", "data.image_share=1")
     assert {key[:3] >= f"{TRAIN:03d}" for key in keys(taken(mixed, 3))} == {True}

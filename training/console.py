@@ -36,6 +36,7 @@ def closing(run: Run, module: Trained, took_s: float) -> None:
         ("held out", ", ".join(told(module.validation)) or "not validated"),
         ("best", str(best) if best else "none"),
         ("board", f"tensorboard --logdir {run.folder}"),
+        ("open", "http://localhost:6006/#custom_scalars, the plots that matter side by side"),
     ]
     grid = Table(title="Trained", title_justify="left", show_header=False, box=None)
     grid.add_column(no_wrap=True)

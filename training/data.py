@@ -81,7 +81,7 @@ class ShardData(LightningDataModule):
             allotment.Phase(step, *self.pools(self.index, longest))
             for step, longest in buckets.phases(config.buckets)
         ]
-        self.assignment = self._assigned(self.index)
+        self.assignment = self._shown(self.index)
         for phase in self.phases:
             if not len(phase.images) and not len(phase.videos):
                 raise UsageError(f"no sample fits step {phase.step}: {self._why()}")
@@ -104,6 +104,16 @@ class ShardData(LightningDataModule):
         return assign(
             index, self.buckets, self.config.buckets, captions=captions, longest=longest, **how
         )
+
+    def _shown(self, index: Index) -> Assignment:
+        """Where each row goes; single frames of videos too, where they stand in for images."""
+        assigned = self._assigned(index)
+        kept = np.unique(assigned.number[assigned.number >= 0])
+        if self.config.data.frames_as_images and not any(self.buckets[k].is_image for k in kept):
+            frames = self._assigned(index, as_images=True)
+            rest = assigned.number < 0
+            assigned.number[rest], assigned.reason[rest] = frames.number[rest], frames.reason[rest]
+        return assigned
 
     def pools(self, index: Index, longest: int | None = None) -> tuple[Pool, Pool]:
         """Images and videos of an index."""

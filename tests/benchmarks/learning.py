@@ -4,6 +4,8 @@
     python tests/benchmarks/learning.py vae         recipe=tiny-vae: PSNR on held-out clips
     python tests/benchmarks/learning.py t2v         recipe=tiny: prompts never seen in training
     python tests/benchmarks/learning.py i2v         recipe=tiny-i2v: a first frame, and a direction
+    python tests/benchmarks/learning.py curation    recipe=tiny on a source of which half is bad:
+                                                    raw and curated, at equal cost, five times
     python tests/benchmarks/learning.py             all of them, in order
 
 Each part is resumable, and keeps its numbers in OUT/<part>.json. Keys: out=FOLDER (runs/learning),
@@ -19,6 +21,7 @@ and direction, and each pair of color and shape, is seen in training. The judge 
 import contextlib
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -43,6 +46,7 @@ from model.layout import weights  # noqa: E402
 from recipes.load import load  # noqa: E402
 from recipes.schema import Synthetic  # noqa: E402
 from recipes.training import Fit  # noqa: E402
+from tests.benchmarks import poisoned  # noqa: E402
 from training.data import ShardData  # noqa: E402
 
 COMBINATIONS = list(
@@ -54,7 +58,7 @@ HELD_OUT = [
     if (i + j + k) % 4 == 0
 ]
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
-PARTS = ("data", "vae", "t2v", "i2v")
+PARTS = ("data", "vae", "t2v", "i2v", "curation")
 COUNT = 4000  # rendered videos
 SAMPLES = 200
 NAME = "learning"  # of every run
@@ -77,12 +81,12 @@ class Study:
             sys.exit(f"{script} failed")
         return time.monotonic() - began
 
-    def fit(self, recipe: str, *keys: str) -> float:
+    def fit(self, recipe: str, *keys: str, name: str = NAME) -> float:
         return self.command(
             "training/fit.py",
             f"recipe={recipe}",
             f"runs={self.runs}",
-            f"name={NAME}",
+            f"name={name}",
             *keys,
             *self.keys,
         )
@@ -238,10 +242,10 @@ def t2v(study: Study) -> None:
     study.keep("t2v", found | {"seconds": took})
 
 
-def prompts(language: str) -> list[tuple[str, str]]:
-    """As many as SAMPLES / 2 of combinations that training has not seen: text, and its name."""
+def prompts(language: str, count: int) -> list[tuple[str, str]]:
+    """So many of combinations that training has not seen: text, and its name."""
     rows = []
-    for number in range(SAMPLES // 2):
+    for number in range(count):
         color, shape, direction = HELD_OUT[number % len(HELD_OUT)]
         english = f"a {color} {shape} moving {direction}"
         chinese = (
@@ -252,19 +256,23 @@ def prompts(language: str) -> list[tuple[str, str]]:
     return rows
 
 
-def sampled(study: Study, recipe: str, language: str) -> dict[str, float]:
+def sampled(
+    study: Study, recipe: str, language: str, run: str = NAME, count: int = SAMPLES // 2, *keys: str
+) -> dict[str, float]:
     """Samples through the command, and how often the judge finds what the prompt says."""
-    rows, folder = prompts(language), study.out / f"{recipe}-{language}"
-    file = study.out / f"{recipe}-{language}.jsonl"
+    rows, folder = prompts(language, count), study.out / "samples" / f"{recipe}-{run}-{language}"
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "prompts.jsonl"
     lines = [json.dumps({"prompt": text, "name": name}, ensure_ascii=False) for text, name in rows]
     file.write_text("\n".join(lines), "utf-8")
     study.command(
         "eval/sample.py",
-        f"checkpoint={study.run(recipe)}",
+        f"checkpoint={study.run(recipe).with_name(run)}",
         f"prompts={file}",
         f"out={folder}",
         "batch=50",
         "overwrite=true",
+        *keys,
     )
     verdicts = [follows(clip_frames(folder / f"{name}.mp4"), text) for text, name in rows]
     return share(verdicts)
@@ -336,6 +344,88 @@ def write_png(path: Path, frame: np.ndarray) -> None:
     from PIL import Image
 
     Image.fromarray(frame).save(path)
+
+
+# --- does curation pay ---------------------------------------------------------------------------
+
+# What a person reads off the report of the raw source: where its scores have a second hump.
+STRICT = ("max_border_area=0.05", "min_sharpness=0.4", "max_freeze=0.5", "max_shake=0.6")
+POISONED = 2000
+SEEDS = range(1, 6)
+STEPS = 400  # of each run
+STUDENT = 2.776  # Student's t for a two-sided 95 % interval of five differences
+
+
+def curation(study: Study) -> None:
+    """Trains on all of a source, and on what our pipeline leaves of it; same steps, same seeds."""
+    where = study.out / "poisoned"
+    poisoned.render(where / "source", POISONED, ["-".join(one) for one in HELD_OUT])
+    found: dict[str, object] = {"of the source": {}}
+    for arm, keys in (("raw", ("duplicate_similarity=null",)), ("curated", STRICT)):
+        shards = where / arm / "shards" / "tiny"
+        study.command(
+            "curation/run.py",
+            f"source={where / 'source'}",
+            f"out={where / arm}",
+            "profile=tiny",
+            "skip=text_area,nsfw,watermark",
+            *(f"select.{key}" for key in keys),
+        )
+        found["of the source"][arm] = kept(where / arm / "catalog.duckdb")
+        latents = where / f"{arm}-latents"
+        study.command(
+            "training/latents.py",
+            "recipe=tiny",
+            f"runs={study.runs}",
+            f"data.shards={shards}",
+            f"cache.out={latents}",
+        )
+        # one clean validation set for all, of none of these clips
+        shutil.rmtree(latents / "val", ignore_errors=True)
+        shutil.copytree(study.out / "latents" / "val", latents / "val")
+    losses: dict[str, list[float]] = {"raw": [], "curated": []}
+    followed: dict[str, list[float]] = {"raw": [], "curated": []}
+    took = 0.0
+    for seed in SEEDS:
+        for arm in losses:
+            name = f"{arm}-{seed}"
+            took += study.fit(
+                "tiny",
+                f"seed={seed}",
+                f"data.shards={where / arm / 'shards' / 'tiny'}",
+                f"data.latents={where / f'{arm}-latents'}",
+                f"optimizer.steps={STEPS}",
+                "validate.clips=78",
+                "validate.sample_every=0",
+                name=name,
+            )
+            rows = (study.runs / "tiny" / name / "validation.jsonl").read_text().splitlines()
+            losses[arm].append(json.loads(rows[-1])["loss"])
+            followed[arm].append(sampled(study, "tiny", "en", name, 48, "steps=20")["all"])
+    found["held-out loss, curated − raw"] = paired(losses)
+    found["prompts followed, curated − raw"] = paired(followed)
+    study.keep("curation", found | {"loss": losses, "followed": followed, "seconds": took})
+
+
+def kept(catalog: Path) -> dict[str, str]:
+    """Of each kind of clip, how many are kept."""
+    import duckdb
+
+    with duckdb.connect(str(catalog), read_only=True) as rows:
+        found = rows.execute(
+            "SELECT regexp_extract(v.name, '[0-9]+-([a-z]+)', 1) AS kind, "
+            "count(*) FILTER (WHERE d.kept), count(*) FROM decisions d "
+            "JOIN clips c USING (clip_id) JOIN videos v USING (video_id) "
+            "GROUP BY kind ORDER BY kind"
+        ).fetchall()
+    return {kind: f"{count} of {total}" for kind, count, total in found}
+
+
+def paired(both: dict[str, list[float]]) -> dict[str, float]:
+    """Mean difference over the seeds, and half of its 95 % interval."""
+    difference = np.subtract(both["curated"], both["raw"])
+    half = STUDENT * difference.std(ddof=1) / np.sqrt(len(difference))
+    return {"mean": float(difference.mean()), "±": float(half)}
 
 
 # --- numbers -------------------------------------------------------------------------------------
