@@ -41,7 +41,7 @@ RECIPES = Path(__file__).parent
 
 
 def load(schema: type[T], argv: list[str], folder: Path = RECIPES) -> T:
-    """Composes a configuration.
+    """Composes a configuration; its attribute `given` has the paths of the keys in `argv`.
 
     Args:
         schema: a dataclass whose fields are sections (dataclasses), text, numbers, true or false,
@@ -69,9 +69,11 @@ def load(schema: type[T], argv: list[str], folder: Path = RECIPES) -> T:
         settings = below + settings
     tree = fill(schema, known, settings)
     try:
-        return OmegaConf.to_object(tree)
+        found = OmegaConf.to_object(tree)
     except ValueError as error:
         raise UsageError(one_line(error)) from error
+    found.given = tuple(dict.fromkeys(one.path for one in settings if one.file is None))
+    return found
 
 
 def main(

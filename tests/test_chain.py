@@ -6,15 +6,14 @@ from recipes.load import load
 from recipes.training import Fit
 from tests.rendered_shards import rendered
 from tests.small_fit import QUIET, shrink, train
-from training.chain import differing, stage, written
+from training.chain import first, given_to, stage, written
 
 
 def given(*keys: str) -> dict:
-    before = load(Fit, ["recipe=curriculum"])
-    return dict(differing(before, load(Fit, ["recipe=curriculum", *keys])))
+    return given_to(load(Fit, ["recipe=curriculum", *keys]))
 
 
-def test_only_what_differs_from_the_chains_own_file_is_handed_on():
+def test_what_the_command_line_says_is_handed_on_and_nothing_else():
     assert given() == {}
     assert given("name=a", "resume=never") == {}  # the chain's own
     assert given("optimizer.lr=1e-3", "buckets.growth.0=17", "data.shards=a b,c") == {
@@ -22,6 +21,14 @@ def test_only_what_differs_from_the_chains_own_file_is_handed_on():
         "buckets.growth.0": 17,
         "data.shards": ["a b", "c"],
     }
+    # also where it is what the chain would have anyway: a stage may have another value
+    assert given("compute.precision=bfloat16", "seed=0") == {
+        "compute.precision": "bfloat16",
+        "seed": 0,
+    }
+    tiny = load(Fit, ["recipe=tiny-vae", "compute.precision=bfloat16"])
+    assert first(tiny).compute.precision == "bfloat16"
+    assert stage("tiny-vae-image", {}).compute.precision == "float32"
 
 
 @pytest.mark.parametrize(

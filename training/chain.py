@@ -6,8 +6,8 @@ are passed over, and the one under way goes on.
 
 import csv
 import io
-from collections.abc import Callable, Iterator
-from dataclasses import fields, is_dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from recipes.load import load
@@ -25,8 +25,8 @@ def run(config: Fit, fit: Callable[[Fit], None]) -> None:
     """Trains what is not finished.
 
     Args:
-        config: keys that differ from the chain's own file hold for every stage; `model` for those
-            that have such a size, and how a network is shared by GPUs for the DiTs.
+        config: keys of the command line hold for every stage; `model` for those that have such a
+            size, and how a network is shared by GPUs for the DiTs.
         fit: trains one recipe.
     """
     given = given_to(config)
@@ -51,8 +51,14 @@ def first(config: Fit) -> Fit:
 
 
 def given_to(config: Fit) -> dict[str, Any]:
-    """Keys that were given to the chain, for every stage."""
-    return dict(differing(load(Fit, [f"recipe={config.recipe}"]), config))
+    """Keys that were given to the chain, for every stage, by their dotted paths."""
+    return {path: value_at(config, path) for path in config.given if path not in OWN}
+
+
+def value_at(config: Any, path: str) -> Any:
+    for name in path.split("."):
+        config = config[name] if isinstance(config, dict) else getattr(config, name)
+    return config
 
 
 def stage(recipe: str, given: dict[str, Any]) -> Fit:
@@ -63,20 +69,6 @@ def stage(recipe: str, given: dict[str, Any]) -> Fit:
     if trains == "vae":
         mine = {name: value for name, value in mine.items() if name not in SHARED}
     return load(Fit, [f"recipe={recipe}", *(f"{k}={written(v)}" for k, v in mine.items())])
-
-
-def differing(before: Any, after: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Keys with another value than before, by their dotted paths."""
-    for field in fields(after):
-        was, now = getattr(before, field.name), getattr(after, field.name)
-        if is_dataclass(now):
-            yield from differing(was, now, f"{prefix}{field.name}.")
-        elif isinstance(now, dict):
-            for name in now:
-                if was.get(name) != now[name]:
-                    yield f"{prefix}{field.name}.{name}", now[name]
-        elif was != now and prefix + field.name not in OWN:
-            yield prefix + field.name, now
 
 
 def written(value: Any) -> str:
