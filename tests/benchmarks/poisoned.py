@@ -75,3 +75,17 @@ def render(folder: Path, count: int, exclude: list[str]) -> None:
         part = path.with_suffix(".part")
         synthetic.encode(frames, part)
         part.replace(path)
+
+
+def kept(catalog: Path) -> dict[str, str]:
+    """Of each kind of clip, how many are kept."""
+    import duckdb
+
+    with duckdb.connect(str(catalog), read_only=True) as rows:
+        found = rows.execute(
+            "SELECT regexp_extract(v.name, '[0-9]+-([a-z]+)', 1) AS kind, "
+            "count(*) FILTER (WHERE d.kept), count(*) FROM decisions d "
+            "JOIN clips c USING (clip_id) JOIN videos v USING (video_id) "
+            "GROUP BY kind ORDER BY kind"
+        ).fetchall()
+    return {kind: f"{count} of {total}" for kind, count, total in found}
