@@ -5,7 +5,7 @@ Where a definition is VBench's to the letter it bears VBench's name; where anyth
 backbone too, the name is another, and the constants of VBench's totals do not apply to it.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -23,12 +23,19 @@ class Video:
         frames: uint8 [T, H, W, 3], RGB.
         fps: frames a second.
         prompt: what was asked for; empty where nothing was.
+        asked: what of it single measures look for, by their names, as VBench's file has it.
     """
 
-    def __init__(self, frames: np.ndarray, fps: float, prompt: str = "") -> None:
+    def __init__(
+        self,
+        frames: np.ndarray,
+        fps: float,
+        prompt: str = "",
+        asked: Mapping[str, Any] | None = None,
+    ) -> None:
         if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not frames.size:
             raise ValueError(f"frames are uint8 [T, H, W, 3], not {frames.dtype} {frames.shape}")
-        self.frames, self.fps, self.prompt = frames, fps, prompt
+        self.frames, self.fps, self.prompt, self.asked = frames, fps, prompt, asked or {}
         self._known: dict[Hashable, Any] = {}
 
     def __len__(self) -> int:
