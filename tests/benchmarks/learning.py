@@ -277,7 +277,7 @@ STRICT = (
 )
 POISONED = 2000
 SEEDS = range(1, 6)
-STEPS = 800  # of each run
+STEPS = 500  # of each run
 STUDENT = 2.776  # Student's t for a two-sided 95 % interval of five differences
 
 

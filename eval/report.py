@@ -1,0 +1,249 @@
+"""What was found, as one dictionary: `report.json`, from which the page is made.
+
+format           of this file: 1
+suite            name, SHA-256, prompts, seeds a prompt
+measures         name → unit, higher_is_better (null: neither), says, backbone
+contenders       name, identity, means by measure, broken and odd files, where it came from
+comparisons      of each other with the first: verdict, and by measure delta, low, high (95 %),
+                 wins, ties, losses, p, adjusted p, detectable, floor
+totals           VBench's quality, semantic, total, or which dimensions they lack
+prompts          each with every contender's values, the largest regressions first
+validation       what each run recorded while it trained: step → loss
+configuration    keys in which the contenders' runs differ
+self_test        what planted faults did to the measures; null: not run
+provenance       commit, versions, command, date
+"""
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval import provenance, stats, totals
+from eval.contenders import Contender
+from eval.measures.measure import Measure
+from eval.scoring import Table
+from eval.stats import Draws, compare, holm
+from eval.suite import Suite
+from eval.video_out import whole
+from recipes.evaluation import Evaluation
+
+FORMAT = 1
+
+
+def report(
+    config: Evaluation,
+    suite: Suite,
+    measures: Sequence[Measure],
+    contenders: Sequence[Contender],
+    tables: Sequence[Table],
+    self_test: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """Everything that the page shows; plain values."""
+    draws = Draws([one.text for one in suite.prompts], config.resamples)
+    names = labels([one.name for one in contenders])
+    return {
+        "format": FORMAT,
+        "suite": {
+            "name": suite.name,
+            "sha256": suite.sha256,
+            "prompts": len(suite.prompts),
+            "seeds": config.seeds,
+        },
+        "measures": {
+            one.name: {
+                "unit": one.unit,
+                "higher_is_better": one.higher_is_better,
+                "says": one.says,
+                "backbone": one.backbone,
+            }
+            for one in measures
+        },
+        "contenders": [
+            {
+                "name": name,
+                "path": one.name,
+                "identity": one.identity,
+                "means": {measure: plain(found.mean) for measure, found in table.scores.items()},
+                "broken": table.broken,
+                "odd": one.odd,
+                "about": {k: v for k, v in one.about.items() if k != "run"},
+            }
+            for name, one, table in zip(names, contenders, tables, strict=True)
+        ],
+        "comparisons": [
+            compared(names[0], name, measures, tables[0], table, draws)
+            for name, table in zip(names[1:], tables[1:], strict=True)
+        ],
+        "totals": [
+            vbenchs(names[0], name, tables[0], table, draws)
+            for name, table in zip(names[1:], tables[1:], strict=True)
+        ],
+        "prompts": by_prompt(suite, measures, tables),
+        "validation": {
+            name: [[row["step"], row["loss"]] for row in run["validation"] if "loss" in row]
+            for name, one in zip(names, contenders, strict=True)
+            if (run := one.about.get("run"))
+        },
+        "configuration": differing(names, [one.about.get("run") for one in contenders]),
+        "self_test": self_test,
+        "provenance": {
+            "commit": provenance.commit(),
+            "versions": provenance.versions(),
+            "command": shlex.join(["python", *sys.argv]),
+            "written": datetime.now(UTC).isoformat(timespec="seconds"),
+            "configuration": asdict(config),
+        },
+    }
+
+
+def compared(
+    first: str,
+    second: str,
+    measures: Sequence[Measure],
+    before: Table,
+    after: Table,
+    draws: Draws,
+) -> dict[str, Any]:
+    """One contender with the first."""
+    judged = [one.name for one in measures if one.higher_is_better is not None]
+    found, left_out = {}, []
+    for one in measures:
+        pair = before.scores[one.name], after.scores[one.name]
+        try:
+            found[one.name] = compare(*pair, draws, max(1, len(judged)))
+        except ValueError:  # nothing that both were measured on
+            left_out.append(one.name)
+    deciding = {name: one for name, one in found.items() if name in judged}
+    adjusted = dict(zip(deciding, holm([one.p for one in deciding.values()]), strict=True))
+    verdict = stats.verdict(deciding)
+    return {
+        "first": first,
+        "second": second,
+        "verdict": verdict.words,
+        "better": list(verdict.better),
+        "worse": list(verdict.worse),
+        "measures": {
+            name: {
+                "delta": plain(one.delta.value),
+                "low": plain(one.delta.low),
+                "high": plain(one.delta.high),
+                "wins": one.wins,
+                "ties": one.ties,
+                "losses": one.losses,
+                "p": one.p,
+                "adjusted": adjusted.get(name),
+                "test": one.test,
+                "detectable": plain(one.detectable),
+                "floor": plain(one.floor),
+                "prompts": one.prompts,
+            }
+            for name, one in found.items()
+        },
+        "left_out": left_out,
+    }
+
+
+def vbenchs(first: str, second: str, before: Table, after: Table, draws: Draws) -> dict[str, Any]:
+    """VBench's totals of both, or what they lack."""
+    found: dict[str, Any] = {"first": first, "second": second}
+    measured = {n for n, one in before.scores.items() if np.isfinite(one.values).any()}
+    for name, dimensions in totals.TOTALS.items():
+        if lacks := totals.missing(name, measured):
+            found[name] = {"missing": lacks}
+            continue
+        pairs = [[table.scores[one] for one in dimensions] for table in (before, after)]
+        values = stats.total(*pairs, lambda means, n=name: totals.combine(n, means), draws)
+        keys = ("first", "second", "delta")
+        found[name] = {key: asdict(value) for key, value in zip(keys, values, strict=True)}
+    return found
+
+
+def by_prompt(
+    suite: Suite, measures: Sequence[Measure], tables: Sequence[Table]
+) -> list[dict[str, Any]]:
+    """Each prompt's values, those first that lost most: the mean over measures of how many standard
+    deviations of the first contender the last one fell."""
+    rows = []
+    falls = np.zeros(len(suite.prompts))
+    for one in measures:
+        if len(tables) < 2 or one.higher_is_better is None:
+            continue
+        before, after = (table.scores[one.name].by_prompt for table in (tables[0], tables[-1]))
+        there = np.isfinite(before) & np.isfinite(after)
+        spread = np.std(before[there]) if there.any() else 0
+        if spread > 0:
+            sign = 1 if one.higher_is_better else -1
+            falls[there] += sign * (before - after)[there] / spread / len(measures)
+    for i in np.argsort(-falls, kind="stable"):
+        values = {
+            one.name: [[plain(v) for v in table.scores[one.name].values[i]] for table in tables]
+            for one in measures
+        }
+        prompt = suite.prompts[i]
+        rows.append(
+            {"number": int(i), "prompt": prompt.text, "fall": plain(falls[i]), "values": values}
+        )
+    return rows
+
+
+def differing(names: Sequence[str], runs: Sequence[dict[str, Any] | None]) -> dict[str, list[Any]]:
+    """Keys whose values are not the same in all runs, with each contender's."""
+    flat = [flattened(run["config"]) if run else {} for run in runs]
+    keys = sorted({key for one in flat for key in one})
+    found = {key: [one.get(key) for one in flat] for key in keys}
+    return {key: row for key, row in found.items() if any(one != row[0] for one in row)}
+
+
+def flattened(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    found = {}
+    for name, value in tree.items():
+        found |= flattened(value, f"{prefix}.{name}" if prefix else str(name))
+    return found
+
+
+def labels(paths: Sequence[str]) -> list[str]:
+    """Short names that are all different: the last parts of the paths that tell them apart."""
+    parts = [Path(one).parts or (one,) for one in paths]
+    for depth in range(1, max(map(len, parts), default=1) + 1):
+        found = ["/".join(one[-depth:]) for one in parts]
+        if len(set(found)) == len(found):
+            return found
+    return [f"{one} ({k})" for k, one in enumerate(paths, 1)]
+
+
+def plain(value: float) -> float | None:
+    """JSON has neither NaN nor infinity."""
+    return float(value) if np.isfinite(value) else None
+
+
+def write(found: dict[str, Any], out: Path) -> None:
+    """`report.json`, and each contender's numbers in VBench's own form."""
+    with whole(out / "report.json") as part:
+        part.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def closing(found: dict[str, Any], out: Path) -> list[str]:
+    """What the terminal says at the end."""
+    lines = ["Evaluated"]
+    for one in found["contenders"]:
+        troubles = len(one["broken"]) + len(one["odd"])
+        lines.append(
+            f" {one['name']}" + (f"  ({troubles} notes in the report)" if troubles else "")
+        )
+    for one in found["comparisons"]:
+        lines.append(f" {one['second']} against {one['first']}: {one['verdict']}")
+    if found["self_test"]:
+        failed = [row["fault"] for row in found["self_test"]["faults"] if not row["noticed"]]
+        lines.append(
+            f" self-test: {'not noticed: ' + ', '.join(failed) if failed else 'all faults noticed'}"
+        )
+    return [*lines, f" took   {found['took_s']} s", f" report {out / 'report.html'}"]

@@ -1,0 +1,117 @@
+"""What the measures are worth: faults are planted into good videos, and each must move its own.
+
+The good videos are the bundled films and drawn shapes whose prompts are known. A fault is noticed
+where its measure moves the right way by more than the noise floor: what it moves by itself between
+one half of the videos and the other.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from curation.video import clip_frames, probe
+from eval.faults import FAULTS
+from eval.measures import rendered
+from eval.measures.measure import Measure, Video
+from eval.video_out import whole
+
+FILMS = Path(__file__).parents[1] / "data" / "samples"
+FRAMES, SIDE, DRAWN = 33, 256, 24
+FILE = "self_test.json"
+
+
+def run(measures: Sequence[Measure], out: Path) -> dict[str, Any]:
+    """Plants every fault whose measure is there."""
+    known = {one.name: one for one in measures}
+    films, drawings = references(), [drawn(number) for number in range(DRAWN)]
+    rows = []
+    for name, fault in FAULTS.items():
+        if fault.measure not in known:
+            continue
+        videos = drawings if fault.measure.startswith("follows_") else films
+        if name == "mirror":
+            videos = [one for one in videos if one.prompt.endswith(("left", "right"))]
+        shown = [Video(fault.plant(one.frames), one.fps, one.prompt, one.asked) for one in videos]
+        moved = {}
+        for one in measures:
+            before, after = (np.array([one(video) for video in some]) for some in (videos, shown))
+            there = np.isfinite(before) & np.isfinite(after)
+            if there.any():
+                moved[one.name] = moves(before[there], after[there])
+        own = moved[fault.measure]
+        rows.append(
+            {
+                "fault": name,
+                "says": fault.says,
+                "measure": fault.measure,
+                "falls": fault.falls,
+                "noticed": bool(own["share"] >= 0.9 and (own["delta"] < 0) == fault.falls),
+                "moved": moved,
+            }
+        )
+    found = {"videos": len(films), "drawings": len(drawings), "faults": rows}
+    with whole(out / FILE) as part:
+        part.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    return found
+
+
+def moves(before: np.ndarray, after: np.ndarray) -> dict[str, float]:
+    """How a measure moved: mean difference, in spreads of the good videos, and in which share of
+    the videos that could move it did so that way."""
+    difference = after - before
+    delta = float(difference.mean())
+    spread = float(before.std()) or 1.0
+    same_way = np.sign(difference) == np.sign(delta)
+    if set(np.unique(before)) <= {0.0, 1.0}:  # right or wrong: chance leaves some right
+        share = float(abs(delta) / 0.6)
+    else:
+        share = float(same_way.mean())
+    return {"delta": delta, "in_spreads": delta / spread, "share": min(1.0, share)}
+
+
+def known(out: Path) -> dict[str, Any] | None:
+    """What an earlier self-test found."""
+    try:
+        return json.loads((out / FILE).read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def references() -> list[Video]:
+    """The bundled films, their first frames."""
+    found = []
+    for path in sorted(FILMS.glob("*.mp4")):
+        frames = clip_frames(path, list(range(FRAMES)))
+        found.append(Video(frames, float(probe(path).fps)))
+    return found
+
+
+def drawn(number: int) -> Video:
+    """A shape that moves as its prompt says, on grey."""
+    random = np.random.RandomState(number)
+    colors, shapes, ways = list(rendered.COLORS), list(rendered.SHAPES), list(rendered.DIRECTIONS)
+    color, shape = colors[number % 4], shapes[number % 3]
+    way = ways[number // 3 % 4]
+    step = np.array(rendered.DIRECTIONS[way][1]) * SIDE / 2 / FRAMES
+    middle = SIDE / 2 + random.uniform(-SIDE / 16, SIDE / 16, 2)
+    ground = np.full((SIDE, SIDE, 3), random.randint(90, 170), np.uint8)
+    frames = []
+    for t in range(FRAMES):
+        x, y = middle + step * (t - FRAMES / 2)
+        frame = ground.copy()
+        paint = rendered.COLORS[color][1]
+        radius = SIDE * 0.13
+        if shape == "circle":
+            cv2.circle(frame, (round(x), round(y)), round(radius), paint, -1, cv2.LINE_AA)
+        else:
+            sides = {"square": 4, "triangle": 3}[shape]
+            reach = radius * {4: 1.254, 3: 1.556}[sides]
+            turns = np.pi * (0.25 if sides == 4 else -0.5) + 2 * np.pi * np.arange(sides) / sides
+            corners = np.stack([x + reach * np.cos(turns), y + reach * np.sin(turns)], 1)
+            cv2.fillPoly(frame, [corners.round().astype(np.int32)], paint, cv2.LINE_AA)
+        frames.append(frame)
+    return Video(np.stack(frames), 16, f"a {color} {shape} moving {way}")
