@@ -31,13 +31,16 @@ class Known:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows: dict[tuple, float] = {}
-        if path.is_file():
-            for line in path.read_text("utf-8").splitlines():
-                try:
-                    *key, value = json.loads(line)
-                except ValueError:  # the last line of a run that was killed
-                    continue
-                self.rows[tuple(key)] = np.nan if value is None else float(value)
+        if not path.is_file():
+            return
+        data = path.read_bytes()
+        end = data.rfind(b"\n") + 1
+        if end < len(data):  # a run was killed in the middle of a line
+            with path.open("r+b") as file:
+                file.truncate(end)
+        for line in data[:end].decode("utf-8").splitlines():
+            *key, value = json.loads(line)
+            self.rows[tuple(key)] = np.nan if value is None else float(value)
 
     def add(self, key: tuple, value: float) -> None:
         self.rows[key] = value

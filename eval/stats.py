@@ -54,7 +54,8 @@ class Scores:
     @property
     def mean(self) -> float:
         """Over prompts; each counts once, however many of its seeds were measured."""
-        return float(np.nanmean(self.by_prompt))
+        known = self.by_prompt[np.isfinite(self.by_prompt)]
+        return float(known.mean()) if len(known) else np.nan
 
 
 @dataclass(frozen=True)

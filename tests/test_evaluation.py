@@ -1,0 +1,249 @@
+"""eval/run.py from end to end: the right verdict, nothing twice or lost, errors in one line."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from curation.synthetic import encode, shapes
+from eval import run as command
+from eval.faults import FAULTS
+from recipes.evaluation import Evaluation
+from recipes.load import main
+from recipes.schema import Synthetic
+
+COUNT = 14
+LIGHT = "temporal_flickering,sharpness,noise,speed_dis,follows_color,follows_direction"
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    config = Synthetic(size=64, frames=9, seed=11)
+    return [shapes(number, config) for number in range(COUNT)]
+
+
+@pytest.fixture(scope="module")
+def suite(scenes, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("suite") / "rendered prompts.txt"
+    path.write_text("\n".join(prompts(scenes)) + "\n", "utf-8")
+    return path
+
+
+def prompts(scenes) -> list[str]:
+    """Some in Chinese, none twice."""
+    return list(
+        dict.fromkeys(one.captions["zh" if k % 3 else "en"] for k, one in enumerate(scenes))
+    )
+
+
+def folder(place: Path, scenes, fault: str | None = None, named=None) -> Path:
+    """Each scene's video, twice, under `0003-1.mp4` or what `named` makes of prompt and seed."""
+    place.mkdir()
+    texts = prompts(scenes)
+    for number, text in enumerate(texts):
+        at = next(k for k, one in enumerate(scenes) if text in one.captions.values())
+        frames = scenes[at].frames
+        for seed in range(2):
+            shown = FAULTS[fault].plant(frames, number + seed) if fault else frames
+            name = named(text, seed) if named else f"{number:04d}-{seed}"
+            encode(shown, place / f"{name}.mp4")
+    return place
+
+
+@pytest.fixture(scope="module")
+def good(scenes, tmp_path_factory) -> Path:
+    return folder(tmp_path_factory.mktemp("videos") / "good", scenes)
+
+
+def ran(capsys, *keys: str) -> tuple[int, str, str]:
+    status = main(Evaluation, command.evaluate, list(keys))
+    return status, *capsys.readouterr()
+
+
+def told(out: Path) -> dict:
+    return json.loads((out / "report.json").read_text("utf-8"))
+
+
+# --- verdicts ------------------------------------------------------------------------------------
+
+
+def test_the_verdict_names_what_was_planted(good, scenes, suite, tmp_path, capsys):
+    blurred = folder(tmp_path / "blurred", scenes, "blur")
+    out = tmp_path / "out"
+    keys = [f"suite={suite}", f"measures={LIGHT}", f"out={out}"]
+    status, said, _ = ran(capsys, f"videos={good},{blurred}", *keys)
+    assert status == 0
+    (found,) = told(out)["comparisons"]
+    assert "sharpness" in found["worse"]
+    assert "follows_direction" not in found["worse"]
+    assert found["verdict"] in said
+    row = found["measures"]["sharpness"]
+    assert row["high"] < 0
+    assert (row["wins"], row["losses"]) == (0, row["prompts"])
+    # the other way round it is better
+    ran(capsys, f"videos={blurred},{good}", *keys)
+    assert "sharpness" in told(out)["comparisons"][0]["better"]
+
+
+def test_one_against_itself_differs_nowhere(good, suite, tmp_path, capsys):
+    keys = [f"suite={suite}", f"measures={LIGHT}", f"out={tmp_path}"]
+    assert ran(capsys, f"videos={good},{good}", *keys)[0] == 0
+    (found,) = told(tmp_path)["comparisons"]
+    assert found["verdict"] == "no difference found on 5"  # speed has no better side
+    assert all(one["delta"] == one["low"] == one["high"] == 0 for one in found["measures"].values())
+
+
+def test_what_lost_most_comes_first(good, scenes, suite, tmp_path, capsys):
+    other = folder(tmp_path / "other", scenes)
+    worst = prompts(scenes)[5]
+    frames = next(one.frames for one in scenes if worst in one.captions.values())
+    for seed in range(2):
+        encode(FAULTS["noise"].plant(frames, seed), other / f"0005-{seed}.mp4")
+    ran(capsys, f"videos={good},{other}", f"suite={suite}", f"measures={LIGHT}", f"out={tmp_path}")
+    first = told(tmp_path)["prompts"][0]
+    assert first["prompt"] == worst
+    assert first["fall"] > 0
+
+
+# --- checkpoints ---------------------------------------------------------------------------------
+
+
+def test_checkpoints_are_sampled_measured_and_never_twice(suite, tmp_path, capsys, monkeypatch):
+    keys = ["prompts=2", "seeds=2", "steps=1", "size=32x32", "frames=5", "batch=4", "device=cpu"]
+    keys += [f"suite={suite}", "measures=sharpness,temporal_flickering", f"out={tmp_path}"]
+    status, said, error = ran(capsys, "checkpoints=random:tiny", *keys)
+    assert status == 0, error
+    assert len(list((tmp_path / "videos").rglob("*.mp4"))) == 4
+    known = (tmp_path / "scores.jsonl").read_text().splitlines()
+    assert len(known) == 8
+    status, said, _ = ran(capsys, "checkpoints=random:tiny,random:tiny", *keys)
+    assert "0, 4 done already" in said
+    assert (tmp_path / "scores.jsonl").read_text().splitlines() == known
+    assert "no difference found on 2" in said
+    # seed j of prompt i is 100000 i + j
+    beside = [json.loads(one.read_text()) for one in (tmp_path / "videos").rglob("*-*.json")]
+    assert sorted(one["seed"] for one in beside) == [0, 1, 100000, 100001]
+
+
+def test_a_killed_run_loses_nothing(good, suite, tmp_path, capsys, monkeypatch):
+    keys = [f"suite={suite}", f"measures={LIGHT}", f"out={tmp_path}", f"videos={good}"]
+    ran(capsys, *keys)
+    whole = (tmp_path / "scores.jsonl").read_text("utf-8")
+    lines = whole.splitlines()
+    (tmp_path / "scores.jsonl").write_text("\n".join(lines[:20]) + "\n" + lines[20][:15], "utf-8")
+    assert ran(capsys, *keys)[0] == 0
+    assert sorted((tmp_path / "scores.jsonl").read_text("utf-8").splitlines()) == sorted(lines)
+
+
+# --- folders -------------------------------------------------------------------------------------
+
+
+def test_vbenchs_names_are_read(good, scenes, suite, tmp_path, capsys):
+    named = folder(tmp_path / "named", scenes, named=lambda text, seed: f"{text}-{seed}")
+    out = tmp_path / "out"
+    keys = [f"suite={suite}", "measures=sharpness", f"out={out}"]
+    assert ran(capsys, f"videos={good},{named}", *keys)[0] == 0
+    assert told(out)["comparisons"][0]["measures"]["sharpness"]["delta"] == 0
+
+
+def test_what_can_not_be_read_is_counted_and_named(good, scenes, suite, tmp_path, capsys):
+    other = folder(tmp_path / "other", scenes)
+    (other / "0001-0.mp4").write_bytes(b"no video")
+    (other / "0002-0.mp4").unlink()
+    (other / "holiday.mp4").write_bytes(b"")
+    out = tmp_path / "out"
+    keys = [f"suite={suite}", "measures=sharpness", f"out={out}"]
+    status, said, error = ran(capsys, f"videos={good},{other}", *keys)
+    assert status == 0, error
+    one = told(out)["contenders"][1]
+    assert len(one["broken"]) == 1
+    assert one["broken"][0].startswith("0001-0.mp4")
+    assert any("holiday.mp4" in note for note in one["odd"])
+    assert any("1 of" in note for note in one["odd"])
+    assert "3 notes" in said
+    assert told(out)["comparisons"][0]["measures"]["sharpness"]["delta"] == 0
+
+
+# --- the page ------------------------------------------------------------------------------------
+
+
+def test_the_page_needs_no_network_and_runs_no_prompt(scenes, tmp_path, capsys):
+    nasty = '<script>alert("x")</script> & 一只猫'
+    (tmp_path / "suite.txt").write_text(nasty + "\nb\n", "utf-8")
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        for number in range(2):
+            encode(scenes[number].frames, tmp_path / name / f"000{number}-0.mp4")
+    places = f"videos={tmp_path / 'one'},{tmp_path / 'two'}"
+    keys = [f"suite={tmp_path / 'suite.txt'}", "seeds=1", f"out={tmp_path / 'out'}"]
+    status, _, error = ran(capsys, places, *keys)
+    assert status == 0, error
+    page = (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;" in page
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert page.count("data:video/mp4;base64,") == 4
+    assert "no difference found" in page
+    assert told(tmp_path / "out")["prompts"][0]["values"]["follows_color"] == [[None], [None]]
+
+
+# --- errors --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ((), r"nothing to do: checkpoints=\[a,b\]"),
+        (("videos=x", "seeds=0"), "seeds=0, prompts=None: at least 1"),
+        (("videos=nowhere",), "videos=nowhere: no such folder"),
+        (("videos=x", "suite=nothing"), "suite=nothing: can't be read .* there is rendered"),
+        (("videos=x", "measures=sharpnes"), "no such measure; the nearest is sharpness"),
+        (
+            ("videos=x", "measures=aesthetic_quality"),
+            "wants backbones.clip_l14= and backbones.aesthetic=, and nothing stands in for it",
+        ),
+        (
+            ("videos=x", "measures=subject_consistency", "backbones.dino=nowhere/at-all"),
+            "backbones: nowhere/at-all: no DINO",
+        ),
+        (("checkpoints=nowhere",), "nowhere"),
+    ],
+)
+def test_errors_are_one_line(keys, says, tmp_path, capsys):
+    status, _, error = ran(capsys, *keys, f"out={tmp_path / 'out'}")
+    assert status == 2
+    assert len(error.strip().splitlines()) == 1
+    assert re.search(says, error)
+
+
+def test_a_place_that_can_not_be_written_is_refused(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    status, _, error = ran(capsys, "videos=x", f"out={tmp_path / 'file'}")
+    assert status == 2
+    assert "can't be written" in error
+
+
+def test_a_folder_of_other_videos_is_refused(scenes, suite, tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    encode(scenes[0].frames, tmp_path / "mine" / "holiday.mp4")
+    status, _, error = ran(
+        capsys, f"videos={tmp_path / 'mine'}", f"suite={suite}", f"out={tmp_path}"
+    )
+    assert status == 2
+    assert "no video of suite=" in error
+
+
+# --- the self-test -------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_every_fault_moves_its_own_measure(tmp_path, capsys):
+    status, said, _ = ran(capsys, "self_test=true", f"out={tmp_path}")
+    assert status == 0
+    assert "all faults noticed" in said
+    found = told(tmp_path)["self_test"]
+    assert {row["fault"] for row in found["faults"]} == set(FAULTS)
+    for row in found["faults"]:
+        assert np.sign(row["moved"][row["measure"]]["delta"]) == (-1 if row["falls"] else 1)

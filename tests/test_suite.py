@@ -1,0 +1,93 @@
+"""Prompts as data: ours, lines, objects, and VBench's own file."""
+
+import json
+
+import numpy as np
+import pytest
+
+from eval import totals
+from eval.measures import rendered
+from eval.suite import read_suite
+from recipes.keys import UsageError
+
+
+def test_the_rendered_suite_asks_for_everything_in_both_languages():
+    suite = read_suite("rendered")
+    asked = [rendered.wanted(one.text) for one in suite.prompts]
+    assert len(asked) == 96
+    assert all(set(one) == {"color", "shape", "direction"} for one in asked)
+    combinations = {tuple(one.values()) for one in asked}
+    assert len(combinations) == 4 * 3 * 4
+    assert sum(one.text.isascii() for one in suite.prompts) == 48
+    first = [rendered.wanted(one.text)["color"] for one in read_suite("rendered", 24).prompts]
+    assert len(set(first)) == 4  # the first few are a fair sample
+
+
+def test_vbenchs_file_is_read_as_it_is(tmp_path):
+    color, thing = {"color": {"color": "red"}}, {"object_class": {"object": "cat"}}
+    rows = [
+        {"prompt_en": "a red bicycle", "dimension": ["color"], "auxiliary_info": color},
+        {"prompt_en": "a cat", "dimension": ["subject_consistency", "dynamic_degree"]},
+        {"prompt_en": "a cat", "dimension": ["object_class"], "auxiliary_info": thing},
+    ]
+    path = tmp_path / "VBench_full_info.json"
+    path.write_text(json.dumps(rows))
+    red, cat = read_suite(str(path)).prompts
+    assert (red.dimensions, red.asked) == (("color",), {"color": "red"})
+    assert cat.dimensions == ("subject_consistency", "dynamic_degree", "object_class")
+    assert cat.asked == {"object_class": {"object": "cat"}}
+
+
+def test_lines_and_objects_are_read(tmp_path):
+    (tmp_path / "a.txt").write_text("a cat\n\n一只猫\n", "utf-8")
+    assert [one.text for one in read_suite(str(tmp_path / "a.txt")).prompts] == ["a cat", "一只猫"]
+    row = {"prompt": "a cat", "dimensions": ["color"], "asked": {"color": "red"}}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    (one,) = read_suite(str(tmp_path / "a.jsonl")).prompts
+    assert (one.dimensions, one.asked) == (("color",), {"color": "red"})
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.txt", "a\nb\na\n", "'a' is there twice"),
+        ("a.txt", "\n", "no prompt in it"),
+        ("a.txt", b"\xff\xfe", "no UTF-8"),
+        ("a.jsonl", '{"prompt": "a"}\n{"text": "b"}', "line 2: wants an object"),
+        ("a.jsonl", "a cat", "line 1: wants an object"),
+        ("a.json", '{"a": 1}', "not of VBench's form"),
+    ],
+)
+def test_what_is_no_suite_is_refused(name, content, says, tmp_path):
+    data = content if isinstance(content, bytes) else content.encode()
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UsageError, match=says):
+        read_suite(str(tmp_path / name))
+
+
+# --- VBench's totals -----------------------------------------------------------------------------
+
+
+def test_totals_are_vbenchs():
+    """cal_final_score.py restated, on drawn scores."""
+    random = np.random.default_rng(0)
+    names = [*totals.QUALITY, *totals.SEMANTIC]
+    scores = dict(zip(names, random.random(16), strict=True))
+    norms = totals.QUALITY | totals.SEMANTIC
+    normal = {
+        name: (scores[name] - norms[name][0]) / (norms[name][1] - norms[name][0]) * norms[name][2]
+        for name in names
+    }
+    quality = sum(normal[name] for name in totals.QUALITY) / 6.5
+    semantic = sum(normal[name] for name in totals.SEMANTIC) / 9
+    found = totals.combine("total", np.array([scores[name] for name in names]))
+    assert found == pytest.approx((4 * quality + semantic) / 5)
+    # a whole stack of resamples at once
+    many = random.random((5, 16))
+    assert totals.combine("total", many).shape == (5,)
+    assert totals.combine("total", many)[2] == pytest.approx(totals.combine("total", many[2]))
+
+
+def test_a_total_lacks_what_was_not_measured():
+    assert totals.missing("quality", set(totals.QUALITY)) == []
+    assert totals.missing("total", set(totals.QUALITY)) == list(totals.SEMANTIC)
