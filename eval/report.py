@@ -226,9 +226,28 @@ def plain(value: float) -> float | None:
 
 
 def write(found: dict[str, Any], out: Path) -> None:
-    """`report.json`, and each contender's numbers in VBench's own form."""
+    """`report.json`."""
     with whole(out / "report.json") as part:
         part.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def write_vbenchs(contenders: Sequence[Contender], tables: Sequence[Table], out: Path) -> None:
+    """`vbench-<identity>.json` of each: `{dimension: [mean, [{video_path, video_results}, …]]}`, as
+    VBench's own tools read it, with what bears VBench's names and nothing else."""
+    known = {*totals.QUALITY, *totals.SEMANTIC}
+    for one, table in zip(contenders, tables, strict=True):
+        content = {}
+        for name in sorted(known & set(table.scores)):
+            values = table.scores[name].values
+            rows = [
+                {"video_path": str(path), "video_results": float(values[key])}
+                for key, path in sorted(one.videos.items())
+                if np.isfinite(values[key])
+            ]
+            if rows:
+                content[name] = [float(np.mean([row["video_results"] for row in rows])), rows]
+        with whole(out / f"vbench-{one.identity}.json") as part:
+            part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
 def closing(found: dict[str, Any], out: Path) -> list[str]:

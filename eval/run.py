@@ -54,6 +54,7 @@ def evaluate(config: Evaluation) -> None:
     found = report.report(config, suite, measures, compared, tables, tested)
     found["took_s"] = round(time.monotonic() - began, 1)
     report.write(found, out)
+    report.write_vbenchs(compared, tables, out)
     (out / "report.html").write_text(page.page(found, compared), "utf-8")
     for line in report.closing(found, out):
         print(line)

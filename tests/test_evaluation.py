@@ -148,6 +148,17 @@ def test_vbenchs_names_are_read(good, scenes, suite, tmp_path, capsys):
     assert told(out)["comparisons"][0]["measures"]["sharpness"]["delta"] == 0
 
 
+def test_results_are_written_in_vbenchs_form_too(good, suite, tmp_path, capsys):
+    measures = "measures=temporal_flickering,sharpness"
+    ran(capsys, f"videos={good}", f"suite={suite}", measures, f"out={tmp_path}")
+    (path,) = tmp_path.glob("vbench-*.json")
+    found = json.loads(path.read_text("utf-8"))
+    assert list(found) == ["temporal_flickering"]  # sharpness is none of its dimensions
+    mean, rows = found["temporal_flickering"]
+    assert mean == pytest.approx(np.mean([row["video_results"] for row in rows]))
+    assert {Path(row["video_path"]).parent for row in rows} == {good}
+
+
 def test_what_can_not_be_read_is_counted_and_named(good, scenes, suite, tmp_path, capsys):
     other = folder(tmp_path / "other", scenes)
     (other / "0001-0.mp4").write_bytes(b"no video")
