@@ -3,13 +3,15 @@
 format           of this file: 1
 suite            name, SHA-256, prompts, seeds a prompt
 measures         name → unit, higher_is_better (null: neither), says, backbone
-contenders       name, identity, means by measure, broken and odd files, where it came from
+contenders       name, identity, means by measure, videos (prompt, seed, file), broken and odd
+                 files, where it came from
 comparisons      of each other with the first: verdict, and by measure delta, low, high (95 %),
                  wins, ties, losses, p, adjusted p, detectable, floor
 totals           VBench's quality, semantic, total, or which dimensions they lack
 prompts          each with every contender's values, the largest regressions first
 validation       what each run recorded while it trained: step → loss
 configuration    keys in which the contenders' runs differ
+votes            Bradley–Terry scores, and which measures foretell them; null: none
 self_test        what planted faults did to the measures; null: not run
 provenance       commit, versions, command, date
 """
@@ -25,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from eval import provenance, stats, totals
+from eval import ballot, preference, provenance, stats, totals
 from eval.contenders import Contender
 from eval.measures.measure import Measure
 from eval.scoring import Table
@@ -44,8 +46,13 @@ def report(
     contenders: Sequence[Contender],
     tables: Sequence[Table],
     self_test: dict[str, Any] | None,
+    out: Path,
 ) -> dict[str, Any]:
-    """Everything that the page shows; plain values."""
+    """Everything that the page shows; plain values.
+
+    Args:
+        out: where votes may lie (eval/vote.py).
+    """
     draws = Draws([one.text for one in suite.prompts], config.resamples)
     names = labels([one.name for one in contenders])
     return {
@@ -71,6 +78,9 @@ def report(
                 "path": one.name,
                 "identity": one.identity,
                 "means": {measure: plain(found.mean) for measure, found in table.scores.items()},
+                "videos": [
+                    [*key, str(path.absolute())] for key, path in sorted(one.videos.items())
+                ],
                 "broken": table.broken,
                 "odd": one.odd,
                 "about": {k: v for k, v in one.about.items() if k != "run"},
@@ -92,6 +102,7 @@ def report(
             if (run := one.about.get("run"))
         },
         "configuration": differing(names, [one.about.get("run") for one in contenders]),
+        "votes": voted(out, names, contenders, measures, tables),
         "self_test": self_test,
         "provenance": {
             "commit": provenance.commit(),
@@ -163,6 +174,38 @@ def vbenchs(first: str, second: str, before: Table, after: Table, draws: Draws) 
         keys = ("first", "second", "delta")
         found[name] = {key: asdict(value) for key, value in zip(keys, values, strict=True)}
     return found
+
+
+def voted(
+    out: Path,
+    names: Sequence[str],
+    contenders: Sequence[Contender],
+    measures: Sequence[Measure],
+    tables: Sequence[Table],
+) -> dict[str, Any] | None:
+    """What votes on these contenders say; None where there are none."""
+    known = {one.identity: name for name, one in zip(names, contenders, strict=True)}
+    votes = ballot.votes_of(out, known) if len(known) == len(names) > 1 else []
+    if not votes:
+        return None
+    values: dict[str, dict[tuple[str, int, int], float]] = {}
+    for one in measures:
+        if one.higher_is_better is None:
+            continue
+        sign = 1 if one.higher_is_better else -1
+        values[one.name] = {
+            (name, i, j): sign * table.scores[one.name].values[i, j]
+            for name, contender, table in zip(names, contenders, tables, strict=True)
+            for i, j in contender.videos
+            if np.isfinite(table.scores[one.name].values[i, j])
+        }
+    weights, agreement = preference.foretelling(votes, values)
+    return {
+        "count": len(votes),
+        "scores": {n: asdict(v) for n, v in preference.bradley_terry(votes, names).items()},
+        "weights": {n: asdict(v) for n, v in weights.items()},
+        "agreement": plain(agreement),
+    }
 
 
 def by_prompt(

@@ -51,7 +51,7 @@ def evaluate(config: Evaluation) -> None:
             compared, suite, measures, config.seeds, known, lambda done: bar.advance(task, done)
         )
     tested = selftest.run(measures, out) if config.self_test else selftest.known(out)
-    found = report.report(config, suite, measures, compared, tables, tested)
+    found = report.report(config, suite, measures, compared, tables, tested, out)
     found["took_s"] = round(time.monotonic() - began, 1)
     report.write(found, out)
     report.write_vbenchs(compared, tables, out)

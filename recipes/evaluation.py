@@ -53,3 +53,13 @@ class Evaluation:
     )
     resamples: int = key(10_000, "draws of the bootstrap")
     out: str = key("runs/evaluation", "the folder of report.json, report.html and all videos")
+
+
+@dataclass
+class Ballot:
+    """`python eval/vote.py`: two videos of one prompt, which is better? Whose is hidden."""
+
+    report: str = key("runs/evaluation", "a folder that eval/run.py has written")
+    voter: str = key("", "a name that is kept with each vote")
+    port: int = key(8765, "of http://localhost, where the page is; 0: any that is free")
+    seed: int = key(0, "of the order of pairs and of sides")
