@@ -23,7 +23,7 @@ def evaluate(config: Evaluation) -> None:
     from rich.console import Console
     from rich.progress import Progress
 
-    from eval import contenders, page, report, selftest
+    from eval import board, contenders, page, report, selftest
     from eval.measures.catalog import Catalog
     from eval.sample import chosen
     from eval.scoring import Known, score
@@ -55,6 +55,7 @@ def evaluate(config: Evaluation) -> None:
     found["took_s"] = round(time.monotonic() - began, 1)
     report.write(found, out)
     report.write_vbenchs(compared, tables, out)
+    board.write(found, compared, out)
     (out / "report.html").write_text(page.page(found, compared), "utf-8")
     for line in report.closing(found, out):
         print(line)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from curation.synthetic import encode, shapes
 from eval import run as command
@@ -157,6 +158,20 @@ def test_results_are_written_in_vbenchs_form_too(good, suite, tmp_path, capsys):
     mean, rows = found["temporal_flickering"]
     assert mean == pytest.approx(np.mean([row["video_results"] for row in rows]))
     assert {Path(row["video_path"]).parent for row in rows} == {good}
+
+
+def test_tensorboard_has_the_means_and_a_picture(good, suite, tmp_path, capsys):
+    keys = [f"suite={suite}", "measures=sharpness", f"out={tmp_path}", f"videos={good}"]
+    for _ in range(2):  # nothing stands there twice
+        ran(capsys, *keys)
+    (place,) = (tmp_path / "tensorboard").iterdir()
+    events = EventAccumulator(str(place))
+    events.Reload()
+    (scalar,) = events.Scalars("eval/sharpness")
+    mean = told(tmp_path)["contenders"][0]["means"]["sharpness"]
+    assert scalar.value == pytest.approx(mean, rel=1e-6)
+    (image,) = events.Images("eval/largest losses first")
+    assert (image.height, image.width) == (64, 8 * 64)
 
 
 def test_what_can_not_be_read_is_counted_and_named(good, scenes, suite, tmp_path, capsys):
