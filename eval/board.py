@@ -1,4 +1,4 @@
-"""The report's numbers in TensorBoard, beside the training's: tensorboard --logdir <out>/tensorboard
+"""The report's numbers in TensorBoard: tensorboard --logdir <out>/tensorboard
 
 Each contender is a run of its own: a scalar a measure at the step of its checkpoint, a picture of
 its videos that lost most, and its sampler's settings as hyperparameters.
