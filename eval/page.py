@@ -4,6 +4,7 @@ Nothing is fetched: films are inside, as many as fit, those first that lost most
 """
 
 import base64
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ def page(found: dict[str, Any], contenders: Sequence[Contender]) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"number": number, "percent": percent}
+    environment.filters |= {"number": number, "percent": percent, "told": told}
     return environment.get_template("report.html.jinja").render(
         found=found,
         films=films(found, contenders),
@@ -47,6 +48,14 @@ def number(value: float | None) -> str:
 def percent(value: float) -> str:
     """A probability, as small as it matters."""
     return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def told(value: Any) -> str:
+    """A value, or the names and values of several; hashes shortened."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {told(one)}" for name, one in value.items() if one is not None)
+    text = str(value)
+    return f"{text[:16]}…" if re.fullmatch("[0-9a-f]{64}", text) else text
 
 
 def films(found: dict[str, Any], contenders: Sequence[Contender]) -> list[dict[str, Any]]:
