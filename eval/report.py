@@ -254,13 +254,19 @@ def flattened(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def labels(paths: Sequence[str]) -> list[str]:
-    """Short names that are all different: the last parts of the paths that tell them apart."""
-    parts = [Path(one).parts or (one,) for one in paths]
-    for depth in range(1, max(map(len, parts), default=1) + 1):
-        found = ["/".join(one[-depth:]) for one in parts]
-        if len(set(found)) == len(found):
-            return found
-    return [f"{one} ({k})" for k, one in enumerate(paths, 1)]
+    """Short names that are all different: the last parts of the paths that tell them apart; one
+    that is there again is numbered."""
+    different = list(dict.fromkeys(paths))
+    parts = [Path(one).parts or (one,) for one in different]
+    depth = 1
+    while len({one[-depth:] for one in parts}) < len(parts):
+        depth += 1
+    short = {path: "/".join(one[-depth:]) for path, one in zip(different, parts, strict=True)}
+    found = [short[path] for path in paths]
+    return [
+        f"{one} ({found[:k].count(one) + 1})" if one in found[:k] else one
+        for k, one in enumerate(found)
+    ]
 
 
 def plain(value: float) -> float | None:

@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from curation.synthetic import encode, shapes
 from eval import run as command
 from eval.faults import FAULTS
+from eval.report import labels
 from recipes.evaluation import Evaluation
 from recipes.load import main
 from recipes.schema import Synthetic
@@ -190,6 +191,14 @@ def test_what_can_not_be_read_is_counted_and_named(good, scenes, suite, tmp_path
     assert any("1 of" in note for note in one["odd"])
     assert "3 notes" in said
     assert told(out)["comparisons"][0]["measures"]["sharpness"]["delta"] == 0
+
+
+def test_names_are_as_short_as_they_can_be_told_apart():
+    assert labels(["runs/tiny/a", "runs/tiny/b"]) == ["a", "b"]
+    assert labels(["runs/tiny/a", "runs/480p/a"]) == ["tiny/a", "480p/a"]
+    assert labels(["runs/tiny/a", "runs/tiny/a", "x/b"]) == ["a", "a (2)", "b"]
+    assert labels(["a", "b/a"]) == ["a", "b/a"]
+    assert labels([]) == []
 
 
 # --- the page ------------------------------------------------------------------------------------
