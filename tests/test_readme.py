@@ -12,6 +12,7 @@ import pytest
 from curation import document
 from curation.schema import tables
 from eval import sample
+from recipes.evaluation import Evaluation
 from recipes.export import Export
 from recipes.load import RECIPES, load
 from recipes.sample import Sample
@@ -54,6 +55,7 @@ def test_readme_shows_the_commands_that_this_file_knows_how_to_check():
         "python -m pytest",
         "python curation.py",
         "python model.py",
+        "python caches.py",
     )
     assert len(runs()) >= 5
     assert all(any(kind.startswith(name) for name in known) for kind in kinds), kinds
@@ -121,6 +123,11 @@ def test_each_command_runs_end_to_end_at_its_smallest_size(arguments, made, tmp_
     assert capsys.readouterr().out
     if "plan=true" in words:
         assert not out.exists()
+
+
+@pytest.mark.parametrize("arguments", runs("eval/run.py"), ids=" ".join)
+def test_each_evaluation_parses(arguments):
+    load(Evaluation, arguments)
 
 
 @pytest.mark.parametrize("arguments", runs("eval/sample.py"), ids=" ".join)
