@@ -1,8 +1,8 @@
 """What the measures are worth: faults are planted into good videos, and each must move its own.
 
 The good videos are the bundled films and drawn shapes whose prompts are known. A fault is noticed
-where its measure moves the right way by more than the noise floor: what it moves by itself between
-one half of the videos and the other.
+where its measure moves the right way in nine of ten videos; one that says right or wrong, where it
+falls by 0.54, since chance leaves some right. How far it moves by chance alone is not asked yet.
 """
 
 import json
