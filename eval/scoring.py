@@ -103,7 +103,7 @@ def applies(measure: Measure, prompt: Prompt, suite: Suite) -> bool:
     """Whether a prompt is for a measure: VBench names the dimensions that each of its prompts is
     for; what is no dimension of the suite is measured on all."""
     named = {name for one in suite.prompts for name in one.dimensions}
-    return measure.name not in named or measure.name in prompt.dimensions
+    return measure.dimension not in named or measure.dimension in prompt.dimensions
 
 
 def measured(

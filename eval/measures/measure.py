@@ -81,6 +81,8 @@ class Measure:
         higher_is_better: None where neither is: more motion is not better motion.
         says: one line for the report.
         backbone: what network it looks through, and the SHA-256 of its weights; None: none.
+        stands_for: the dimension of VBench whose prompts it is for and in whose place it stands in
+            a substituted total; a measure to the letter bears the dimension's name instead.
     """
 
     name: str
@@ -89,6 +91,12 @@ class Measure:
     higher_is_better: bool | None
     says: str
     backbone: tuple[str, str] | None = None
+    stands_for: str | None = None
+
+    @property
+    def dimension(self) -> str:
+        """By which suites call it."""
+        return self.stands_for or self.name
 
     def __call__(self, video: Video) -> float:
         return float(self.of(video))
