@@ -4,6 +4,7 @@ Nothing is fetched: films are inside, as many as fit, those first that lost most
 """
 
 import base64
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from eval.contenders import Contender
 SHOWN = 24  # prompts with players
 MOST = 40e6  # bytes of films in a page
 WIDTH, ROW, EDGE = 620, 26, 210  # of the forest plot, pixels
+WHEEL, RIM = 380, 150  # of the radar: height and radius
 
 
 def page(found: dict[str, Any], contenders: Sequence[Contender]) -> str:
@@ -32,6 +34,7 @@ def page(found: dict[str, Any], contenders: Sequence[Contender]) -> str:
         found=found,
         films=films(found, contenders),
         forests=[forest(one) for one in found["comparisons"]],
+        radar=radar(found),
         curves=curves(found["validation"]),
     )
 
@@ -107,6 +110,47 @@ def forest(comparison: dict[str, Any]) -> dict[str, Any]:
         "zero": across(0),
         "ones": (across(-1), across(1)),
     }
+
+
+def radar(found: dict[str, Any]) -> dict[str, Any] | None:
+    """All contenders on one wheel: an axis a measure that has a better side, as the share of the
+    best contender's; None of fewer than three."""
+    means = [one["means"] for one in found["contenders"]]
+    if len(means) < 2:
+        return None
+    axes = {}
+    for name, told in found["measures"].items():
+        values = [one.get(name) for one in means]
+        if told["higher_is_better"] is None or None in values or min(values) < 0:
+            continue
+        if told["higher_is_better"]:
+            shares = [value / max(values) if max(values) else 1.0 for value in values]
+        else:
+            shares = [min(values) / value if value else 1.0 for value in values]
+        axes[name] = shares
+    if len(axes) < 3:
+        return None
+    angles = [2 * math.pi * k / len(axes) - math.pi / 2 for k in range(len(axes))]
+
+    def at(share: float, angle: float) -> tuple[float, float]:
+        x, y = WIDTH / 2 + RIM * share * math.cos(angle), WHEEL / 2 + RIM * share * math.sin(angle)
+        return round(x, 1), round(y, 1)
+
+    def outline(shares: Sequence[float]) -> str:
+        corners = (at(*pair) for pair in zip(shares, angles, strict=True))
+        return " ".join(f"{x},{y}" for x, y in corners)
+
+    spokes = []
+    for name, angle in zip(axes, angles, strict=True):
+        (x, y), (at_x, at_y) = at(1, angle), at(1.07, angle)
+        side = "middle" if abs(math.cos(angle)) < 0.1 else "start" if math.cos(angle) > 0 else "end"
+        spokes.append({"name": name, "x": x, "y": y, "at_x": at_x, "at_y": at_y, "anchor": side})
+    lines = [
+        {"name": one["name"], "points": outline([shares[k] for shares in axes.values()])}
+        for k, one in enumerate(found["contenders"])
+    ]
+    rings = [outline([share] * len(axes)) for share in (0.25, 0.5, 0.75, 1)]
+    return {"width": WIDTH, "height": WHEEL, "rings": rings, "spokes": spokes, "lines": lines}
 
 
 def kind(comparison: dict[str, Any], name: str) -> str:

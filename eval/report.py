@@ -7,7 +7,8 @@ contenders       name, identity, means by measure, videos (prompt, seed, file), 
                  files, where it came from
 comparisons      of each other with the first: verdict, and by measure delta, low, high (95 %),
                  wins, ties, losses, p, adjusted p, detectable, floor
-totals           VBench's quality, semantic, total, or which dimensions they lack
+totals           VBench's quality, semantic, total, or which dimensions they lack; where others
+                 stand in for those, quality_substituted and so on
 prompts          each with every contender's values, the largest regressions first
 validation       what each run recorded while it trained: step → loss
 configuration    keys in which the contenders' runs differ
@@ -92,7 +93,7 @@ def report(
             for name, table in zip(names[1:], tables[1:], strict=True)
         ],
         "totals": [
-            vbenchs(names[0], name, tables[0], table, draws)
+            vbenchs(names[0], name, measures, tables[0], table, draws)
             for name, table in zip(names[1:], tables[1:], strict=True)
         ],
         "prompts": by_prompt(suite, measures, tables),
@@ -161,18 +162,38 @@ def compared(
     }
 
 
-def vbenchs(first: str, second: str, before: Table, after: Table, draws: Draws) -> dict[str, Any]:
-    """VBench's totals of both, or what they lack."""
+def vbenchs(
+    first: str,
+    second: str,
+    measures: Sequence[Measure],
+    before: Table,
+    after: Table,
+    draws: Draws,
+) -> dict[str, Any]:
+    """VBench's totals of both, or what they lack; with substitutes, under another name."""
     found: dict[str, Any] = {"first": first, "second": second}
-    measured = {n for n, one in before.scores.items() if np.isfinite(one.values).any()}
-    for name, dimensions in totals.TOTALS.items():
-        if lacks := totals.missing(name, measured):
+    measured = [
+        (one.name, one.dimension)
+        for one in measures
+        if np.isfinite(before.scores[one.name].values).any()
+    ]
+    for name in totals.TOTALS:
+        of = totals.standing(name, measured)
+        substitutes = {dimension: one for dimension, one in of.items() if one != dimension}
+        if lacks := totals.missing(name, set(of) - set(substitutes)):
             found[name] = {"missing": lacks}
+        if totals.missing(name, set(of)):
             continue
-        pairs = [[table.scores[one] for one in dimensions] for table in (before, after)]
-        values = stats.total(*pairs, lambda means, n=name: totals.combine(n, means), draws)
+        pairs = [[table.scores[one] for one in of.values()] for table in (before, after)]
+        values = stats.total(
+            *pairs, lambda means, n=name, s=tuple(substitutes): totals.combine(n, means, s), draws
+        )
         keys = ("first", "second", "delta")
-        found[name] = {key: asdict(value) for key, value in zip(keys, values, strict=True)}
+        told = {key: asdict(value) for key, value in zip(keys, values, strict=True)}
+        if substitutes:
+            found[f"{name}_substituted"] = told | {"substitutes": substitutes}
+        else:
+            found[name] = told
     return found
 
 

@@ -1,8 +1,11 @@
 """What the measures are worth: faults are planted into good videos, and each must move its own.
 
 The good videos are the bundled films and drawn shapes whose prompts are known. A fault is noticed
-where its measure moves the right way in nine of ten videos; one that says right or wrong, where it
-falls by 0.54, since chance leaves some right. How far it moves by chance alone is not asked yet.
+where its measure moves the right way in nine of ten videos, and on average by more than its noise
+floor; one that says right or wrong, where it falls by 0.54, since chance leaves some right.
+
+The floor is what the mean moves by with other takes of the same, as with another seed of a
+checkpoint: each film's later part, each drawing's thing elsewhere on another ground.
 """
 
 import json
@@ -17,6 +20,7 @@ from curation.video import clip_frames, probe
 from eval.faults import FAULTS
 from eval.measures import rendered
 from eval.measures.measure import Measure, Video
+from eval.stats import Scores, noise_floor
 from eval.video_out import whole
 
 FILMS = Path(__file__).parents[1] / "data" / "samples"
@@ -28,6 +32,8 @@ def run(measures: Sequence[Measure], out: Path) -> dict[str, Any]:
     """Plants every fault whose measure is there."""
     known = {one.name: one for one in measures}
     films, drawings = references(), [drawn(number) for number in range(DRAWN)]
+    others = references(FRAMES), [drawn(number, take=1) for number in range(DRAWN)]
+    floors: dict[str, float] = {}
     rows = []
     for name, fault in FAULTS.items():
         if fault.measure not in known:
@@ -43,13 +49,17 @@ def run(measures: Sequence[Measure], out: Path) -> dict[str, Any]:
             if there.any():
                 moved[one.name] = moves(before[there], after[there])
         own = moved[fault.measure]
+        if fault.measure not in floors:
+            takes = (drawings, others[1]) if videos is not films else (films, others[0])
+            floors[fault.measure] = floor(known[fault.measure], *takes)
         rows.append(
             {
                 "fault": name,
                 "says": fault.says,
                 "measure": fault.measure,
                 "falls": fault.falls,
-                "noticed": bool(own["share"] >= 0.9 and (own["delta"] < 0) == fault.falls),
+                "floor": floors[fault.measure],
+                "noticed": noticed(own, fault.falls, floors[fault.measure]),
                 "moved": moved,
             }
         )
@@ -73,6 +83,18 @@ def moves(before: np.ndarray, after: np.ndarray) -> dict[str, float]:
     return {"delta": delta, "in_spreads": delta / spread, "share": min(1.0, share)}
 
 
+def noticed(moved: dict[str, float], falls: bool, floor: float) -> bool:
+    """Whether a measure moved the right way, almost always, and by more than chance does."""
+    right_way = (moved["delta"] < 0) == falls
+    return moved["share"] >= 0.9 and right_way and abs(moved["delta"]) > floor
+
+
+def floor(measure: Measure, one: Sequence[Video], other: Sequence[Video]) -> float:
+    """What the mean of a measure moves by at most, in 95 of 100 other takes of the same videos."""
+    values = np.array([[measure(video) for video in pair] for pair in zip(one, other, strict=True)])
+    return noise_floor(Scores(tuple(map(str, range(len(values)))), values))
+
+
 def known(out: Path) -> dict[str, Any] | None:
     """What an earlier self-test found."""
     try:
@@ -81,18 +103,18 @@ def known(out: Path) -> dict[str, Any] | None:
         return None
 
 
-def references() -> list[Video]:
-    """The bundled films, their first frames."""
+def references(first: int = 0) -> list[Video]:
+    """The bundled films, FRAMES of each from one on."""
     found = []
     for path in sorted(FILMS.glob("*.mp4")):
-        frames = clip_frames(path, list(range(FRAMES)))
+        frames = clip_frames(path, list(range(first, first + FRAMES)))
         found.append(Video(frames, float(probe(path).fps)))
     return found
 
 
-def drawn(number: int) -> Video:
-    """A shape that moves as its prompt says, on grey."""
-    random = np.random.RandomState(number)
+def drawn(number: int, take: int = 0) -> Video:
+    """A shape that moves as its prompt says, on grey; another take has it elsewhere."""
+    random = np.random.RandomState(1000 * take + number)
     colors, shapes, ways = list(rendered.COLORS), list(rendered.SHAPES), list(rendered.DIRECTIONS)
     color, shape = colors[number % 4], shapes[number % 3]
     way = ways[number // 3 % 4]

@@ -1,6 +1,12 @@
 """VBench's totals: sixteen dimensions, normalised, weighted (VBench, scripts/constant.py and
 cal_final_score.py). While one of them is missing there is no total, and nothing counts as 0.
+
+Where every dimension is measured, but some through another backbone than VBench's, there is
+`total_substituted` instead. VBench's bounds do not transfer to another backbone's numbers, so a
+substitute counts as it is, and the sum is not to be set beside VBench's.
 """
+
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -34,12 +40,31 @@ def missing(name: str, measured: set[str]) -> list[str]:
     return [one for one in TOTALS[name] if one not in measured]
 
 
-def combine(name: str, means: np.ndarray) -> np.ndarray:
-    """A total of means [..., M], in the order of TOTALS[name]; 0–1, not clipped."""
+def standing(name: str, measured: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """By dimension of a total, what measures it: itself, else the first that stands for it.
+
+    Args:
+        measured: name and dimension of each measure that there is.
+    """
+    found: dict[str, str] = {}
+    for measure, dimension in measured:
+        if measure == dimension or dimension not in found:
+            found[dimension] = measure
+    return {one: found[one] for one in TOTALS[name] if one in found}
+
+
+def combine(name: str, means: np.ndarray, substitutes: Sequence[str] = ()) -> np.ndarray:
+    """A total of means [..., M], in the order of TOTALS[name]; 0–1, not clipped.
+
+    Args:
+        substitutes: dimensions whose means are another backbone's.
+    """
     if name == "total":
         count = len(QUALITY)
-        quality = combine("quality", means[..., :count])
-        semantic = combine("semantic", means[..., count:])
+        quality = combine("quality", means[..., :count], substitutes)
+        semantic = combine("semantic", means[..., count:], substitutes)
         return (SHARE[0] * quality + SHARE[1] * semantic) / sum(SHARE)
-    low, high, weight = np.array(list((QUALITY if name == "quality" else SEMANTIC).values())).T
+    dimensions = QUALITY if name == "quality" else SEMANTIC
+    bounds = [(0.0, 1.0, row[2]) if one in substitutes else row for one, row in dimensions.items()]
+    low, high, weight = np.array(bounds).T
     return ((means - low) / (high - low) * weight).sum(-1) / weight.sum()

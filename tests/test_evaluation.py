@@ -10,7 +10,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from curation.synthetic import encode, shapes
 from eval import run as command
+from eval import selftest
 from eval.faults import FAULTS
+from eval.measures import pixels
+from eval.measures.measure import Measure, Video
 from eval.report import labels
 from recipes.evaluation import Evaluation
 from recipes.load import main
@@ -282,3 +285,21 @@ def test_every_fault_moves_its_own_measure(tmp_path, capsys):
     assert {row["fault"] for row in found["faults"]} == set(FAULTS)
     for row in found["faults"]:
         assert np.sign(row["moved"][row["measure"]]["delta"]) == (-1 if row["falls"] else 1)
+        assert abs(row["moved"][row["measure"]]["delta"]) > row["floor"]
+
+
+def test_a_measure_that_chance_moves_as_far_does_not_notice(scenes):
+    """Brightness, which every take has its own of, and something that nothing but blur moves."""
+    takes = [[Video(one.frames, 16) for one in some] for some in (scenes[:6], scenes[6:12])]
+    blurred = [Video(FAULTS["blur"].plant(one.frames), 16) for one in takes[0]]
+    told = {}
+    for name, of in (("bright", lambda x: x.luma.mean() - 9), ("sharp", pixels.sharpness)):
+        measure = Measure(name, of, "", True, "")
+        before, after = (np.array([of(video) for video in some]) for some in (takes[0], blurred))
+        # as if blur darkened every video by 9 grey levels too
+        after = after - 9 * (name == "bright")
+        told[name] = selftest.moves(before, after), selftest.floor(measure, *takes)
+    assert not selftest.noticed(told["bright"][0], True, told["bright"][1])
+    assert selftest.noticed(told["bright"][0], True, 1.0)
+    assert selftest.noticed(told["sharp"][0], True, told["sharp"][1])
+    assert not selftest.noticed(told["sharp"][0], False, told["sharp"][1])

@@ -91,3 +91,23 @@ def test_totals_are_vbenchs():
 def test_a_total_lacks_what_was_not_measured():
     assert totals.missing("quality", set(totals.QUALITY)) == []
     assert totals.missing("total", set(totals.QUALITY)) == list(totals.SEMANTIC)
+
+
+def test_substitutes_count_as_they_are_and_make_no_total_of_vbenchs():
+    own = [(name, name) for name in totals.QUALITY if name != "motion_smoothness"]
+    measured = [*own, ("smoothness_dis", "motion_smoothness"), ("smoother", "motion_smoothness")]
+    of = totals.standing("quality", measured)
+    assert tuple(of) == totals.TOTALS["quality"]
+    assert of["motion_smoothness"] == "smoothness_dis"
+    # to the letter it goes before whatever stands for it
+    assert totals.standing("quality", [*measured, ("motion_smoothness",) * 2])[
+        "motion_smoothness"
+    ] == ("motion_smoothness")
+    means = np.linspace(0.3, 0.9, 7)
+    at = list(totals.QUALITY).index("motion_smoothness")
+    plain = totals.combine("quality", means)
+    substituted = totals.combine("quality", means, ["motion_smoothness"])
+    low, high, weight = totals.QUALITY["motion_smoothness"]
+    assert substituted - plain == pytest.approx(
+        (means[at] - (means[at] - low) / (high - low)) * weight / 6.5
+    )
