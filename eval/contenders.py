@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from eval import inputs
 from eval import sample as sampling
 from eval.jobs import MOVIE, STRIDE
 from eval.suite import Suite
@@ -67,8 +68,12 @@ def sampled(config: Evaluation, suite: Suite, checkpoint: str) -> Contender:
     for i, prompt in enumerate(suite.prompts):
         for j in range(config.seeds):
             seed = STRIDE * i + j
+            row = {"prompt": prompt.text, "seed": seed}
             name = f"{_digest(prompt.text)}-{seed}"
-            rows.append({"prompt": prompt.text, "name": name, "seed": seed})
+            if prompt.image is not None:
+                row["image"] = str(prompt.image.absolute())
+                name = f"{_digest(prompt.text + inputs.sha256(prompt.image))}-{seed}"
+            rows.append(row | {"name": name})
             videos[i, j] = folder / f"{name}{MOVIE}"
     wanted = folder / "prompts.jsonl"
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]

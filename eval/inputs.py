@@ -8,6 +8,7 @@ player would show at that moment.
 T frames, H height, W width; values in -1..1.
 """
 
+import hashlib
 import warnings
 from collections import deque
 from collections.abc import Iterator
@@ -29,11 +30,30 @@ def image(path: str, width: int, height: int) -> torch.Tensor:
     Raises:
         UsageError: it can't be read.
     """
+    return tensor(covered(_opened(path), width, height))
+
+
+def picture(path: str | Path) -> np.ndarray:
+    """An image file as uint8 [H, W, 3], at its own size.
+
+    Raises:
+        UsageError: it can't be read.
+    """
+    return np.array(_opened(path))
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _opened(path: str | Path) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(Path(path).expanduser()) as opened:
-                return tensor(covered(upright(opened), width, height))
+                return upright(opened)
     except UnidentifiedImageError:
         raise UsageError(f"{path}: no image that can be read; give a PNG or JPEG") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

@@ -3,6 +3,7 @@
     python eval/run.py checkpoints=[runs/tiny/a,runs/tiny/b]
     python eval/run.py checkpoints=[a,b] suite=VBench_full_info.json backbones.raft=C_T_V1
     python eval/run.py videos=[ours,theirs] suite=prompts.txt seeds=1
+    python eval/run.py checkpoints=[a,b] suite=vbench2_i2v_full_info.json images=crop/16-9
     python eval/run.py self_test=true                   what the measures themselves are worth
 
 What is sampled and measured once is kept, so the same command again does nothing, and a third
@@ -40,7 +41,7 @@ def evaluate(config: Evaluation) -> None:
     except OSError as error:
         raise UsageError(f"out={config.out}: can't be written ({error.strerror})") from error
     measures = Catalog(config.backbones, str(chosen(config.device))).measures(config.measures)
-    suite = read_suite(config.suite, config.prompts)
+    suite = read_suite(config.suite, config.prompts, config.images)
     compared = [contenders.sampled(config, suite, one) for one in config.checkpoints]
     compared += [contenders.found(suite, one, config.seeds) for one in config.videos]
     err = Console(stderr=True)

@@ -4,8 +4,8 @@
     tables = score(contenders, suite, measures, seeds, known, tell)
     tables[0]["sharpness"].values                    # [P, S]
 
-A row of `scores.jsonl` is one number: the video's SHA-256, the prompt, the measure and its
-backbone's SHA-256. It is appended as soon as it is known, so a run that is killed loses nothing.
+A row of `scores.jsonl` is one number: the video's SHA-256, the prompt (and its image's), the measure
+and its backbone's. It is appended as soon as it is known, so a run that is killed loses nothing.
 """
 
 import hashlib
@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from curation.video import VideoError, clip_frames, probe
+from eval import inputs
 from eval.contenders import Contender
 from eval.measures.measure import Measure, Video
 from eval.stats import Scores
@@ -119,14 +120,18 @@ def measured(
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise VideoError(f"can't be read: {error.strerror}") from error
+    question = prompt.text
+    if prompt.image is not None:
+        question += f" {inputs.sha256(prompt.image)}"
     found, video = {}, None
     for measure in measures:
         through = measure.backbone[1] if measure.backbone else None
-        key = (VERSION, sha256, prompt.text, measure.name, through)
+        key = (VERSION, sha256, question, measure.name, through)
         if key not in known.rows:
             if video is None:
-                fps = probe(path).fps
-                video = Video(clip_frames(path), float(fps), prompt.text, prompt.asked)
+                frames, fps = clip_frames(path), float(probe(path).fps)
+                image = None if prompt.image is None else inputs.picture(prompt.image)
+                video = Video(frames, fps, prompt.text, prompt.asked, image)
             known.add(key, measure(video))
         found[measure.name] = known.rows[key]
     return found

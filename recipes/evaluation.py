@@ -34,6 +34,9 @@ class Evaluation:
         "names, <prompt>-1.mp4",
     )
     suite: str = key("rendered", "prompts: rendered, or a file (.txt, .jsonl, or VBench's .json)")
+    images: str | None = key(
+        None, "the folder of the pictures that a suite names; null: the suite's own"
+    )
     prompts: int | None = key(None, "only the first so many of the suite; null: all")
     seeds: int = key(2, "videos of each prompt; video j of prompt i has seed 100000 i + j")
     measures: list[str] = key(

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from curation.synthetic import encode, shapes
 from eval import run as command
 from eval import selftest
 from eval.faults import FAULTS
+from eval.inputs import sha256
 from eval.measures import pixels
 from eval.measures.measure import Measure, Video
 from eval.report import labels
@@ -69,6 +71,14 @@ def ran(capsys, *keys: str) -> tuple[int, str, str]:
 
 def told(out: Path) -> dict:
     return json.loads((out / "report.json").read_text("utf-8"))
+
+
+def find(tree: dict, name: str) -> dict:
+    """What stands under a name, however deep."""
+    if name in tree:
+        return tree[name]
+    inside = (find(one, name) for one in tree.values() if isinstance(one, dict))
+    return next(filter(None, inside), {})
 
 
 # --- verdicts ------------------------------------------------------------------------------------
@@ -130,6 +140,31 @@ def test_checkpoints_are_sampled_measured_and_never_twice(suite, tmp_path, capsy
     # seed j of prompt i is 100000 i + j
     beside = [json.loads(one.read_text()) for one in (tmp_path / "videos").rglob("*-*.json")]
     assert sorted(one["seed"] for one in beside) == [0, 1, 100000, 100001]
+
+
+def test_a_suite_with_pictures_is_for_image_to_video(scenes, tmp_path, capsys):
+    names = [f"图{number}.png" for number in range(2)]
+    for name, scene in zip(names, scenes, strict=False):
+        Image.fromarray(scene.frames[0]).save(tmp_path / name)
+    rows = [{"prompt": f"it moves {k}", "image": name} for k, name in enumerate(names)]
+    suite = tmp_path / "i2v.jsonl"
+    suite.write_text("\n".join(json.dumps(row) for row in rows), "utf-8")
+    keys = ["seeds=1", "steps=1", "size=64x64", "frames=5", "device=cpu", f"suite={suite}"]
+    keys += ["measures=sharpness", f"out={tmp_path / 'out'}"]
+    status, _, error = ran(capsys, "checkpoints=random:i2v-tiny", *keys)
+    assert status == 0, error
+    films = sorted((tmp_path / "out" / "videos").rglob("*.mp4"))
+    beside = [json.loads(one.with_suffix(".json").read_text("utf-8")) for one in films]
+    given = {sha256(tmp_path / name) for name in names}
+    assert {find(one, "inputs")["image"] for one in beside} == given
+    # another picture under the same name is another question
+    Image.fromarray(scenes[5].frames[0]).save(tmp_path / names[0])
+    assert ran(capsys, "checkpoints=random:i2v-tiny", *keys)[0] == 0
+    assert len(list((tmp_path / "out" / "videos").rglob("*.mp4"))) == 3
+    # a model that takes no picture is refused
+    status, _, error = ran(capsys, "checkpoints=random:tiny", *keys)
+    assert status == 2
+    assert "random:tiny is of kind t2v" in error
 
 
 def test_a_killed_run_loses_nothing(good, suite, tmp_path, capsys, monkeypatch):

@@ -65,6 +65,28 @@ def test_what_is_no_suite_is_refused(name, content, says, tmp_path):
         read_suite(str(tmp_path / name))
 
 
+def test_pictures_lie_beside_the_suite_or_where_it_is_said(tmp_path):
+    """VBench-I2V's file, three rows of its form; and ours."""
+    moves = {"prompt_en": "a cat, camera zooms out", "dimension": ["camera_motion"]}
+    rows = [
+        {"prompt_en": "a cat", "dimension": ["i2v_subject"], "image_name": "猫.png"},
+        {"prompt_en": "a cat", "dimension": ["aesthetic_quality"], "image_name": "猫.png"},
+        moves | {"image_name": "猫.png"},
+    ]
+    (tmp_path / "i2v.json").write_text(json.dumps(rows), "utf-8")
+    (tmp_path / "ours.jsonl").write_text('{"prompt": "a cat", "image": "猫.png"}', "utf-8")
+    with pytest.raises(UsageError, match="is not there; images= names its folder"):
+        read_suite(str(tmp_path / "i2v.json"))
+    (tmp_path / "crop").mkdir()
+    (tmp_path / "crop" / "猫.png").touch()
+    cat, moving = read_suite(str(tmp_path / "i2v.json"), images=str(tmp_path / "crop")).prompts
+    assert cat.image == moving.image == tmp_path / "crop" / "猫.png"
+    assert cat.dimensions == ("i2v_subject", "aesthetic_quality")
+    assert moving.asked == {"camera_motion": "zooms out"}
+    (tmp_path / "猫.png").touch()
+    assert read_suite(str(tmp_path / "ours.jsonl")).prompts[0].image == tmp_path / "猫.png"
+
+
 # --- VBench's totals -----------------------------------------------------------------------------
 
 

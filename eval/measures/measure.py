@@ -24,6 +24,8 @@ class Video:
         fps: frames a second.
         prompt: what was asked for; empty where nothing was.
         asked: what of it single measures look for, by their names, as VBench's file has it.
+        image: uint8 [H, W, 3], the picture that it was to begin with, at its own size; None where
+            there was none.
     """
 
     def __init__(
@@ -32,10 +34,12 @@ class Video:
         fps: float,
         prompt: str = "",
         asked: Mapping[str, Any] | None = None,
+        image: np.ndarray | None = None,
     ) -> None:
         if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not frames.size:
             raise ValueError(f"frames are uint8 [T, H, W, 3], not {frames.dtype} {frames.shape}")
         self.frames, self.fps, self.prompt, self.asked = frames, fps, prompt, asked or {}
+        self.image = image
         self._known: dict[Hashable, Any] = {}
 
     def __len__(self) -> int:
