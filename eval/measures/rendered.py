@@ -93,6 +93,12 @@ def wanted(prompt: str) -> dict[str, str]:
     return asked
 
 
+def things(prompt: str) -> int:
+    """How many colored shapes a prompt names: "a red circle and a blue square" are 2."""
+    text = prompt.casefold()
+    return len(re.findall("|".join([*SHAPES, *(zh[-2:] for zh in SHAPES.values())]), text))
+
+
 def follows(frames: np.ndarray, prompt: str) -> dict[str, bool]:
     """What of a prompt the video shows: color, shape, direction (if asked for), and all of them."""
     asked, seen = wanted(prompt), judge(frames)

@@ -40,7 +40,7 @@ class Thing:
 def find(frames: np.ndarray) -> Thing | None:
     """Looks for the thing in uint8 [T, H, W, 3]; None where no one thing stands out."""
     times = np.unique(np.linspace(0, len(frames) - 1, min(len(frames), FRAMES)).round().astype(int))
-    video, scale = _shrunk(frames[times])
+    video, scale = shrunk(frames[times])
     seen = _seen(video)
     if seen is None:
         return None
@@ -58,7 +58,7 @@ def find(frames: np.ndarray) -> Thing | None:
     return Thing(times, (centres + 0.5) * scale - 0.5, radius * scale, color, ground, patch)
 
 
-def _shrunk(frames: np.ndarray) -> tuple[np.ndarray, float]:
+def shrunk(frames: np.ndarray) -> tuple[np.ndarray, float]:
     """float32 [T, h, w, 3] of at most about SHORT pixels, and how much larger the video is."""
     height, width = frames.shape[1:3]
     scale = min(height, width) / SHORT
@@ -69,36 +69,36 @@ def _shrunk(frames: np.ndarray) -> tuple[np.ndarray, float]:
     return np.float32(small), scale
 
 
-def _chroma(video: np.ndarray) -> np.ndarray:
+def chroma(video: np.ndarray) -> np.ndarray:
     """float32 [T, H, W, 2]: chroma above that of the ground, a plane over the frame."""
     height, width = video.shape[1:3]
-    chroma = video @ CHROMA.T
+    tint = video @ CHROMA.T
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
     plane = np.stack([np.ones_like(x), x, y], axis=-1).reshape(-1, 3)
-    still = np.median(chroma, axis=0).reshape(-1, 2)
+    still = np.median(tint, axis=0).reshape(-1, 2)
     level = np.broadcast_to(np.median(still, axis=0), still.shape)
     for _ in range(3):
         # without what is far from it: a thing in a corner must not tip the plane
         off = np.linalg.norm(still - level, axis=1)
         near = off <= max(3 * np.median(off), 4)
         level = plane @ np.linalg.lstsq(plane[near], still[near], rcond=None)[0]
-    return chroma - level.reshape(height, width, 2)
+    return tint - level.reshape(height, width, 2)
 
 
 def _seen(video: np.ndarray) -> tuple[np.ndarray, np.ndarray, float, np.ndarray] | None:
     """Masks [T, H, W] and centres [T, 2] of the thing, its radius, and the frames it is in [T]."""
     short = min(video.shape[1:3])
-    chroma = np.stack([cv2.GaussianBlur(one, (0, 0), short / 64) for one in _chroma(video)])
-    far = np.linalg.norm(chroma, axis=-1)
+    tint = np.stack([cv2.GaussianBlur(one, (0, 0), short / 64) for one in chroma(video)])
+    far = np.linalg.norm(tint, axis=-1)
     floor, crowd, peak = np.percentile(far, [50, 80, 99])
     if peak < FAINT or crowd > CROWDED * peak:
         return None
     # the chroma of each frame's largest region; the middle one of the frames
     vivid = [_largest(one) for one in far > peak / 2]
-    looks = [one[mask].mean(0) for one, mask in zip(chroma, vivid, strict=True) if mask.any()]
+    looks = [one[mask].mean(0) for one, mask in zip(tint, vivid, strict=True) if mask.any()]
     look = np.median(looks, axis=0)
     # its outline runs where there is as much of it as of the ground
-    alike = np.linalg.norm(chroma - look, axis=-1) < 0.5 * np.linalg.norm(look)
+    alike = np.linalg.norm(tint - look, axis=-1) < 0.5 * np.linalg.norm(look)
     masks = np.stack([_largest(one) for one in alike])
     areas = masks.sum((1, 2))
     area = max(float(np.median(areas)), 1.0)
