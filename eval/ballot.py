@@ -67,6 +67,7 @@ class Ballots:
         self.random = random.Random(seed)
         self.random.shuffle(self.pairs)
         self.tokens: dict[str, tuple[str, tuple[int, int]]] = {}
+        self.voted: set[str] = set()  # tokens of pairs that are done; their videos still play
         self.counts = Counter(
             (tuple(row["video"]), *sorted((row["left"], row["right"]))) for row in rows_of(out)
         )
@@ -102,11 +103,13 @@ class Ballots:
             raise ValueError("no such pair") from None
         if key != other or first == second:
             raise ValueError("not of one pair")
-        del self.tokens[left], self.tokens[right]
+        if {left, right} & self.voted:
+            raise ValueError("voted on already")
         row = {"video": key, "left": first, "right": second, "choice": choice}
         row |= {"voter": self.voter, "when": datetime.now(UTC).isoformat(timespec="seconds")}
         with (self.out / FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self.voted |= {left, right}
         self.counts[key, *sorted((first, second))] += 1
 
 

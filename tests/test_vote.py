@@ -15,6 +15,7 @@ from recipes.evaluation import Ballot, Evaluation
 from recipes.keys import UsageError
 from recipes.load import load
 from recipes.schema import Synthetic
+from tests.browser import Page
 
 PROMPTS = ["a red circle moving left", "一个蓝色的正方形向上移动", "a green triangle moving down"]
 
@@ -79,6 +80,30 @@ def test_a_vote_goes_from_the_page_to_the_report(out, url):
     assert votes["scores"]["better"]["value"] > 0.5 > votes["scores"]["worse"]["value"]
     assert "sharpness" in votes["weights"]
     assert "Blind votes" in (out / "report.html").read_text("utf-8")
+
+
+def test_a_person_votes_in_a_browser(out, url, tmp_path):
+    with Page(url, tmp_path / "browser") as page:
+        page.until("document.getElementById('prompt').textContent")
+        assert page.value("document.getElementById('prompt').textContent") in PROMPTS
+        for side in ("left", "right"):  # both play
+            page.until(f"document.getElementById('{side}').currentTime > 0")
+        assert "better" not in page.value(
+            "document.body.innerText.replace(/shows this better/, '')"
+        )
+        keys = [lambda: page.press("1"), lambda: page.press("0"), lambda: page.press("2")]
+        keys += [
+            lambda: page.click("[data-choice=left]"),
+            lambda: page.click("[data-choice=right]"),
+        ]
+        for count, act in enumerate(keys, 1):
+            act()
+            page.until(f"document.getElementById('count').textContent.startsWith('{count} ')")
+        page.press("x")  # no choice
+        assert page.value("document.getElementById('error').textContent") == ""
+        assert page.errors == []
+    choices = [row["choice"] for row in rows_of(out)]
+    assert choices == ["left", "same", "right", "left", "right"]
 
 
 def told(out: Path) -> dict:
