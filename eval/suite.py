@@ -109,8 +109,6 @@ def _vbenchs(text: str, name: str, images: Path) -> list[Prompt]:
                 # {"color": {"color": "red"}} says no more than {"color": "red"}
                 same = isinstance(what, dict) and set(what) == {dimension}
                 asked[dimension] = what[dimension] if same else what
-            if "camera_motion" in row["dimension"]:  # said nowhere but at the prompt's end
-                asked["camera_motion"] = row["prompt_en"].rpartition(", camera ")[2]
         return [_prompt(one, *both) for one, both in known.items()]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UsageError(f"suite={name}: not of VBench's form ({error!r})") from error

@@ -15,6 +15,13 @@ class Backbones:
     clip_l14: str | None = key(None, "a file of open_clip's ViT-L-14, or openai, from the hub")
     aesthetic: str | None = key(None, "LAION's linear head, sa_0_4_vit_l_14_linear.pth")
     raft: str | None = key(None, "a file of torchvision's RAFT, or C_T_V1, from its site")
+    musiq: str | None = key(None, "a file of MUSIQ's weights, musiq_spaq_ckpt-358bb6af.pth")
+    owlv2: str | None = key(None, "a folder or a hub name: google/owlv2-base-patch16-ensemble")
+    videomae: str | None = key(
+        None, "a folder or a hub name: MCG-NJU/videomae-base-finetuned-kinetics"
+    )
+    blip: str | None = key(None, "a folder or a hub name: Salesforce/blip-image-captioning-large")
+    xclip: str | None = key(None, "a folder or a hub name: microsoft/xclip-base-patch32")
 
 
 @dataclass
@@ -33,7 +40,10 @@ class Evaluation:
         "folders of videos instead: 0000-1.mp4 is the prompt's first line's second, or VBench's "
         "names, <prompt>-1.mp4",
     )
-    suite: str = key("rendered", "prompts: rendered, or a file (.txt, .jsonl, or VBench's .json)")
+    suite: str = key(
+        "rendered",
+        "prompts: rendered, broad, broad-zh, or a file (.txt, .jsonl, or VBench's .json)",
+    )
     images: str | None = key(
         None, "the folder of the pictures that a suite names; null: the suite's own"
     )

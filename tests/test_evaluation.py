@@ -271,7 +271,10 @@ def test_the_page_needs_no_network_and_runs_no_prompt(scenes, tmp_path, capsys):
         ((), r"nothing to do: checkpoints=\[a,b\]"),
         (("videos=x", "seeds=0"), "seeds=0, prompts=None: at least 1"),
         (("videos=nowhere",), "videos=nowhere: no such folder"),
-        (("videos=x", "suite=nothing"), "suite=nothing: can't be read .* there is rendered"),
+        (
+            ("videos=x", "suite=nothing"),
+            "suite=nothing: can't be read .* of ours there is broad, broad-zh, rendered",
+        ),
         (("videos=x", "measures=sharpnes"), "no such measure; the nearest is sharpness"),
         (
             ("videos=x", "measures=aesthetic_quality"),
