@@ -2,6 +2,7 @@
 
     python eval/run.py checkpoints=[runs/tiny/a,runs/tiny/b]
     python eval/run.py checkpoints=[a,b] suite=VBench_full_info.json backbones.raft=C_T_V1
+    python eval/run.py checkpoints=[a,b] suite=VBench_full_info.json vbench.python=vbench/bin/python
     python eval/run.py videos=[ours,theirs] suite=prompts.txt seeds=1
     python eval/run.py checkpoints=[a,b] suite=vbench2_i2v_full_info.json images=crop/16-9
     python eval/run.py self_test=true                   what the measures themselves are worth
@@ -27,8 +28,9 @@ def evaluate(config: Evaluation) -> None:
     from eval import board, contenders, page, report, selftest
     from eval.measures.catalog import Catalog
     from eval.sample import chosen
-    from eval.scoring import Known, score
+    from eval.scoring import Known, packaged, score
     from eval.suite import read_suite
+    from eval.vbench_package import DIMENSIONS, Package
 
     if not config.checkpoints and not config.videos and not config.self_test:
         raise UsageError("nothing to do: checkpoints=[a,b], videos=[a,b] or self_test=true")
@@ -40,7 +42,9 @@ def evaluate(config: Evaluation) -> None:
         known = Known(out / "scores.jsonl")
     except OSError as error:
         raise UsageError(f"out={config.out}: can't be written ({error.strerror})") from error
-    measures = Catalog(config.backbones, str(chosen(config.device))).measures(config.measures)
+    device = str(chosen(config.device))
+    measures = Catalog(config.backbones, device).measures(config.measures)
+    package = Package(config.vbench.python, device) if config.vbench.python else None
     suite = read_suite(config.suite, config.prompts, config.images)
     compared = [contenders.sampled(config, suite, one) for one in config.checkpoints]
     compared += [contenders.found(suite, one, config.seeds) for one in config.videos]
@@ -52,6 +56,10 @@ def evaluate(config: Evaluation) -> None:
             compared, suite, measures, config.seeds, known, lambda done: bar.advance(task, done)
         )
     tested = selftest.run(measures, out) if config.self_test else selftest.known(out)
+    if package:
+        names = config.vbench.dimensions or list(DIMENSIONS)
+        names = [one for one in names if one not in {each.name for each in measures}]
+        measures += packaged(package, names, compared, suite, known, tables, out / "vbench")
     found = report.report(config, suite, measures, compared, tables, tested, out)
     found["took_s"] = round(time.monotonic() - began, 1)
     report.write(found, out)

@@ -4,11 +4,10 @@
     tables = score(contenders, suite, measures, seeds, known, tell)
     tables[0]["sharpness"].values                    # [P, S]
 
-A row of `scores.jsonl` is one number: the video's SHA-256, the prompt (and its image's), the measure
+A row of `scores.jsonl` is one number: the video's SHA-256, the prompt (its image's), the measure
 and its backbone's. It is appended as soon as it is known, so a run that is killed loses nothing.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from eval.contenders import Contender
 from eval.measures.measure import Measure, Video
 from eval.stats import Scores
 from eval.suite import Prompt, Suite
+from eval.vbench_package import Package, asks
 
 VERSION = 1  # of all measures: what older ones found is measured again
 
@@ -116,14 +116,10 @@ def measured(
         VideoError: it can't be read.
     """
     try:
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        sha256 = inputs.sha256(path)
     except OSError as error:
         raise VideoError(f"can't be read: {error.strerror}") from error
-    question = prompt.text
-    if prompt.image is not None:
-        question += f" {inputs.sha256(prompt.image)}"
-    found, video = {}, None
+    found, video, question = {}, None, asking(prompt)
     for measure in measures:
         through = measure.backbone[1] if measure.backbone else None
         key = (VERSION, sha256, question, measure.name, through)
@@ -135,3 +131,63 @@ def measured(
             known.add(key, measure(video))
         found[measure.name] = known.rows[key]
     return found
+
+
+def asking(prompt: Prompt) -> str:
+    """What a number is kept under: the prompt, and its picture's hash."""
+    return prompt.text if prompt.image is None else f"{prompt.text} {inputs.sha256(prompt.image)}"
+
+
+def packaged(
+    package: Package,
+    dimensions: Sequence[str],
+    contenders: Sequence[Contender],
+    suite: Suite,
+    known: Known,
+    tables: Sequence[Table],
+    folder: Path,
+) -> list[Measure]:
+    """Adds to the tables what VBench's own package measures; it is not asked again what is known.
+
+    Args:
+        folder: where it works, one folder a contender.
+
+    Returns:
+        What the new columns are.
+    """
+    for one, table in zip(contenders, tables, strict=True):
+        shape = next(iter(table.scores.values())).values.shape
+        hashes = {key: inputs.sha256(path) for key, path in one.videos.items() if path.is_file()}
+
+        def key_of(name: str, key: tuple[int, int], hashes: dict = hashes) -> tuple:
+            question = asking(suite.prompts[key[0]])
+            return VERSION, hashes[key], question, f"vbench/{name}", package.identity
+
+        for name in dimensions:
+            asked = [key for key in hashes if asks(name, suite.prompts, key[0])]
+            if any(key_of(name, key) not in known.rows for key in asked):
+                videos = {key: one.videos[key] for key in asked}
+                found = package.measure([name], suite.prompts, videos, folder / one.identity)
+                table.broken += found.broken
+                table.broken += [f"vbench {which}: {why}" for which, why in found.failed.items()]
+                for key, value in found.values.get(name, {}).items():
+                    known.add(key_of(name, key), value)
+            values = np.full(shape, np.nan)
+            for key in asked:
+                values[key] = known.rows.get(key_of(name, key), np.nan)
+            table.scores[name] = Scores(tuple(p.text for p in suite.prompts), values)
+    return [
+        Measure(
+            name,
+            _elsewhere,
+            "0–1",
+            None if name == "dynamic_degree" else True,
+            f"{name}, by VBench's own package",
+            (package.identity, "its weights tell no hash"),
+        )
+        for name in dimensions
+    ]
+
+
+def _elsewhere(video: Video) -> float:
+    raise NotImplementedError("VBench's package measures files, in a process of its own")

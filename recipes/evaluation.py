@@ -25,6 +25,14 @@ class Backbones:
 
 
 @dataclass
+class VBench:
+    """VBench's own package, for numbers to the letter; it lives in an environment of its own."""
+
+    python: str | None = key(None, "of that environment; null: the package is not asked")
+    dimensions: list[str] = key([], "by name; empty: all that are not measured here already")
+
+
+@dataclass
 class Evaluation:
     """`python eval/run.py`: checkpoints in, a report out that says which is better, and how sure.
 
@@ -53,6 +61,7 @@ class Evaluation:
         [], "by name; empty: those that need no weights, and those whose backbones are given"
     )
     backbones: Backbones = section(Backbones)
+    vbench: VBench = section(VBench)
     size: str | None = key(None, "width x height; null: what each checkpoint was trained on")
     frames: int | None = key(None, "of the form 4k+1; null: as trained")
     steps: int | None = key(None, "steps of the solver; null: the checkpoint's default")

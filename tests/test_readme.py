@@ -11,10 +11,12 @@ import pytest
 
 from curation import document
 from curation.schema import tables
-from eval import sample
+from eval import accelerate, sample
+from recipes.acceleration import Acceleration
 from recipes.evaluation import Evaluation
 from recipes.export import Export
 from recipes.load import RECIPES, load
+from recipes.reconstruction import Reconstruction
 from recipes.sample import Sample
 from recipes.schema import Curation
 from recipes.training import Fit, Latents
@@ -56,6 +58,8 @@ def test_readme_shows_the_commands_that_this_file_knows_how_to_check():
         "python curation.py",
         "python model.py",
         "python caches.py",
+        "python reconstruct.py",
+        "python accelerate.py",
     )
     assert len(runs()) >= 5
     assert all(any(kind.startswith(name) for name in known) for kind in kinds), kinds
@@ -128,6 +132,14 @@ def test_each_command_runs_end_to_end_at_its_smallest_size(arguments, made, tmp_
 @pytest.mark.parametrize("arguments", runs("eval/run.py"), ids=" ".join)
 def test_each_evaluation_parses(arguments):
     load(Evaluation, arguments)
+
+
+def test_the_commands_over_one_model_parse_and_run(tmp_path, capsys):
+    (arguments,) = runs("eval/reconstruct.py")
+    load(Reconstruction, arguments)
+    (arguments,) = runs("eval/accelerate.py")
+    accelerate.accelerate(load(Acceleration, [*arguments, f"out={tmp_path}"]))
+    assert "seed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments", runs("eval/sample.py"), ids=" ".join)

@@ -1,6 +1,7 @@
 """VBench's dimensions to the letter: its formulas restated, on small random backbones."""
 
 import itertools
+from dataclasses import fields
 
 import cv2
 import numpy as np
@@ -11,7 +12,9 @@ from torch.nn import functional as F
 from torchvision.models.optical_flow import raft_large
 from transformers import ViTConfig, ViTModel
 
+from eval import totals
 from eval.measures import consistency, looks, motion
+from eval.measures.catalog import LIGHT, Catalog
 from eval.measures.encoders import (
     BackboneError,
     ClipModel,
@@ -21,6 +24,8 @@ from eval.measures.encoders import (
     prepare_dino,
 )
 from eval.measures.measure import Video
+from recipes.evaluation import Backbones
+from recipes.keys import UsageError
 from tests.planted import decode, package_video
 
 
@@ -194,3 +199,27 @@ def test_backbones_that_are_not_there_are_named(tmp_path):
         load_clip("ViT-B-32", str(tmp_path / "nothing.pt"))
     with pytest.raises(BackboneError, match="no RAFT"):
         motion.load_raft(str(tmp_path / "nothing.pth"))
+
+
+# --- all of them ---------------------------------------------------------------------------------
+
+
+def test_every_dimension_is_measured_or_refused_by_name():
+    catalog = Catalog(Backbones())
+    dimensions = set()
+    for name, (needs, _) in catalog.deep.items():
+        assert set(needs) <= {one.name for one in fields(Backbones)}
+        with pytest.raises(UsageError, match=f"measures={name}: wants backbones.{needs[0]}="):
+            catalog.measures([name])
+        # what is VBench's bears its name; any other names its backbone after it
+        known = {*totals.QUALITY, *totals.SEMANTIC, "i2v_subject", "i2v_background"}
+        dimension = name if name in known else name.rpartition("_")[0]
+        assert dimension in known
+        dimensions.add(dimension)
+    # the two that are left need no weights
+    assert {*totals.QUALITY, *totals.SEMANTIC} - dimensions == {
+        "temporal_flickering",
+        "motion_smoothness",
+    }
+    assert LIGHT["temporal_flickering"].dimension == "temporal_flickering"
+    assert LIGHT["smoothness_dis"].dimension == "motion_smoothness"

@@ -85,7 +85,7 @@ def load_dino(spec: str, device: str = "cpu") -> Encoder:
     try:
         network = ViTModel.from_pretrained(spec, add_pooling_layer=False).eval().to(device)
     except (OSError, ValueError) as error:
-        raise BackboneError(f"{spec}: no DINO ({_line(error)})") from error
+        raise BackboneError(f"{spec}: no DINO ({first_line(error)})") from error
     # transformers places positions of other sizes a little differently than DINO
     network.embeddings.interpolate_pos_encoding = MethodType(_positions, network.embeddings)
 
@@ -153,8 +153,28 @@ def load_clip(name: str, spec: str = "openai", device: str = "cpu") -> ClipModel
             name, pretrained=spec, force_quick_gelu=True, require_pretrained=True
         )
     except (OSError, ValueError, RuntimeError) as error:
-        raise BackboneError(f"{spec}: no CLIP {name} ({_line(error)})") from error
+        raise BackboneError(f"{spec}: no CLIP {name} ({first_line(error)})") from error
     return ClipModel(network, name, device)
+
+
+def pretrained(name: str, network: type, processor: type, spec: str, device: str) -> tuple:
+    """A network of transformers in float32, set to judge, and its processor.
+
+    Args:
+        name: to say what is missing.
+
+    Raises:
+        BackboneError: there is none; or some of its weights are missing, which transformers would
+            draw at random.
+    """
+    try:
+        loaded, notes = network.from_pretrained(spec, output_loading_info=True, dtype=torch.float32)
+        prepares = processor.from_pretrained(spec)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise BackboneError(f"{spec}: no {name} ({first_line(error)})") from error
+    if lacks := sorted(notes["missing_keys"]):
+        raise BackboneError(f"{spec}: no {name} (it lacks {lacks[0]}, {len(lacks)} in all)")
+    return loaded.eval().requires_grad_(False).to(device), prepares
 
 
 def weights_sha256(network: nn.Module) -> str:
@@ -166,5 +186,5 @@ def weights_sha256(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]

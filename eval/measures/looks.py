@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from eval.measures.consistency import seen_by
-from eval.measures.encoders import BackboneError, ClipModel
+from eval.measures.encoders import BackboneError, ClipModel, first_line
 from eval.measures.measure import Measure, Video
 
 TEN = 10  # the head's scale
@@ -21,8 +21,8 @@ def load_head(path: str) -> torch.nn.Linear:
     head = torch.nn.Linear(768, 1)
     try:
         head.load_state_dict(torch.load(Path(path).expanduser(), weights_only=True))
-    except (OSError, RuntimeError, ValueError) as error:
-        raise BackboneError(f"{path}: no aesthetic head: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # whatever a file's bytes provoke
+        raise BackboneError(f"{path}: no aesthetic head ({first_line(error)})") from error
     return head.eval().requires_grad_(False)
 
 

@@ -13,6 +13,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from recipes.keys import UsageError
+
 SHORT = 256  # pixels of the short side that motion is measured at, as VBench scales its threshold
 
 
@@ -104,3 +106,24 @@ class Measure:
 
     def __call__(self, video: Video) -> float:
         return float(self.of(video))
+
+
+def asked_for(video: Video, dimension: str, key: str) -> str:
+    """Of "red" or {"color": "red"}, as a suite has it; empty where it asks for nothing.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    what: Any = video.asked.get(dimension)
+    what = what.get(key) if isinstance(what, Mapping) else what
+    if what is not None and not isinstance(what, str):
+        raise UsageError(f"suite: {video.prompt!r} asks for {dimension}={what!r}; it wants words")
+    return (what or "").strip()
+
+
+def middles(count: int, wanted: int) -> np.ndarray:
+    """[wanted] places of frames, each the middle of its share of `count`; where there are fewer,
+    the last one again (VBench, utils.py, get_frame_indices, "middle")."""
+    edges = np.linspace(0, count, min(wanted, count) + 1).astype(int)
+    found = (edges[:-1] + edges[1:] - 1) // 2
+    return np.pad(found, (0, wanted - len(found)), mode="edge")

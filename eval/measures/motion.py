@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from eval.measures.encoders import BackboneError, weights_sha256
+from eval.measures.encoders import BackboneError, first_line, weights_sha256
 from eval.measures.measure import Measure, Video
 
 RATE = 8.0  # frames a second
@@ -38,8 +38,8 @@ def load_raft(spec: str = "C_T_V1", device: str = "cpu") -> tuple[Flow, str]:
             network.load_state_dict(torch.load(Path(spec).expanduser(), weights_only=True))
         else:
             network = raft_large(weights=spec)
-    except (OSError, KeyError, RuntimeError, ValueError) as error:
-        raise BackboneError(f"{spec}: no RAFT ({str(error).splitlines()[0]})") from error
+    except Exception as error:  # whatever a file's bytes provoke
+        raise BackboneError(f"{spec}: no RAFT ({first_line(error)})") from error
     network.eval().to(device)
 
     @torch.no_grad()

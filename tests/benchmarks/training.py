@@ -4,11 +4,11 @@
     python tests/benchmarks/training.py only=tiny turns=9 out=FILE
     python tests/benchmarks/training.py only=wait shards=data/shapes/shards/tiny
 
-On a CPU, float32, the same batches of latents on both sides: noise, interpolation, forward,
-backward, clipping, AdamW. Ours goes through the real module and Lightning's Trainer, with guard,
-EMA and all; the plain loop has none of it. Blocks of steps take turns in one run, and the median of
-the blocks' ratios counts. `tiny` is the recipe's own model and batch, `1.3b` two blocks of that
-width at 768 tokens.
+On a CPU, the same batches of latents on both sides: noise, interpolation, forward, backward,
+clipping, AdamW. Ours goes through the real module and Lightning's Trainer, with guard, EMA and all;
+the plain loop has none of it. Blocks of steps take turns in one run, and the median of the blocks'
+ratios counts. `tiny` is the recipe's own model, batch and bfloat16, `1.3b` two blocks of that width
+at 768 tokens in float32.
 
 `wait` runs `recipe=tiny-vae-video` on shards with two readers and gives the share of the step time
 that it waits for data, as the run's own meters tell it. `192p` and `480p`, on a GPU, are the 1.3B's
@@ -38,18 +38,19 @@ HERE, ROOT = Path(__file__).resolve().parent, Path(__file__).resolve().parents[2
 sys.path[:] = [str(ROOT), *(one for one in sys.path if Path(one).resolve() != HERE)]
 
 from model import flow  # noqa: E402
+from model.presets import PRESETS  # noqa: E402
 from model.prompt import TextFeatures  # noqa: E402
 from model.vae import WanVAE  # noqa: E402
 from recipes.load import load  # noqa: E402
 from recipes.training import Fit  # noqa: E402
 from training.batch import Batch, Bucket, Step  # noqa: E402
 from training.dit_module import DiTModule  # noqa: E402
-from training.trainer import quiet  # noqa: E402
+from training.trainer import PRECISION, quiet  # noqa: E402
 
 BLOCK, WARM = 6, 2  # steps of one side's turn, of which the first don't count
 CASES = {
-    "tiny": ({"preset": "tiny"}, Bucket(64, 64, 9), 24),
-    "1.3b": ({"preset": "1.3b", "num_layers": 2}, Bucket(512, 512, 9), 1),
+    "tiny": ({"preset": "tiny"}, Bucket(64, 64, 9), 16, "bfloat16"),
+    "1.3b": ({"preset": "1.3b", "num_layers": 2}, Bucket(512, 512, 9), 1, "float32"),
 }
 GPU = ("192p", "480p")
 ROWS = (*CASES, "wait", *GPU)
@@ -59,11 +60,16 @@ class Features:
     """A text encoder that answers at once; both sides are spared it."""
 
     def __init__(self, config: dict) -> None:
-        self.row = torch.randn(1, config["text_length"], config["text_width"])
+        self.length, self.width = config["text_length"], config["text_width"]
+        self.row = torch.randn(1, self.length, self.width)
 
     def encode(self, prompts: list[str]) -> TextFeatures:
         rows = self.row.expand(len(prompts), -1, -1)
         return TextFeatures(rows, torch.tensor([9] * len(prompts)), (False,) * len(prompts))
+
+    def to(self, device: torch.device) -> "Features":
+        self.row = self.row.to(device)
+        return self
 
 
 def drawn(number: int, bucket: Bucket, count: int) -> Step:
@@ -105,10 +111,9 @@ def through_lightning(config: Fit, ours, bucket: Bucket, count: int) -> Callable
 
     def block() -> float:
         clock = Clock()
-        on_gpu = torch.cuda.is_available()
         trainer = Trainer(
-            accelerator="gpu" if on_gpu else "cpu",
-            precision="bf16-mixed" if on_gpu else "32-true",
+            accelerator="gpu" if torch.cuda.is_available() else "cpu",
+            precision=PRECISION[config.compute.precision],
             max_epochs=1,
             logger=False,
             enable_checkpointing=False,
@@ -125,8 +130,9 @@ def through_lightning(config: Fit, ours, bucket: Bucket, count: int) -> Callable
 def plain(config: Fit, theirs, bucket: Bucket, count: int) -> Callable[[], float]:
     """diffusers' in a loop as short as can be."""
     theirs.train()
-    sizes = {"text_length": 512 if config.model != "tiny" else 128}
+    sizes = {"text_length": PRESETS[config.model]["text_length"] if config.model == "tiny" else 512}
     text = Features(sizes | {"text_width": theirs.config.text_dim}).row.expand(count, -1, -1)
+    half = torch.autocast("cpu", torch.bfloat16, config.compute.precision == "bfloat16")
     hidden = config.optimizer
     adamw = torch.optim.AdamW(
         theirs.parameters(), hidden.lr, tuple(hidden.betas), weight_decay=hidden.weight_decay
@@ -139,7 +145,8 @@ def plain(config: Fit, theirs, bucket: Bucket, count: int) -> Callable[[], float
         sigma = flow.sample_sigmas(count)
         adamw.zero_grad()
         x = flow.interpolate(data, noise, sigma)
-        said = theirs(x, sigma * 1000, text, return_dict=False)[0]
+        with half:
+            said = theirs(x, sigma * 1000, text, return_dict=False)[0]
         flow.loss(said, data, noise).mean().backward()
         torch.nn.utils.clip_grad_norm_(theirs.parameters(), hidden.clip)
         adamw.step()
@@ -161,16 +168,16 @@ def spans(ends: list[float]) -> float:
 
 def beside(name: str, turns: int) -> dict[str, float]:
     """Ours and diffusers' in turns, the same weights at the start."""
-    from model.presets import PRESETS
     from tests.twins import twins
 
-    how, bucket, count = CASES[name]
+    how, bucket, count, precision = CASES[name]
     sizes = PRESETS[how["preset"]] | {k: v for k, v in how.items() if k != "preset"}
     config = load(
         Fit,
         [
             "recipe=tiny",
             f"model={how['preset']}",
+            f"compute.precision={precision}",
             "optimizer.kind=adamw",
             "optimizer.steps=1000000000",
             "optimizer.decay=0",
@@ -229,7 +236,7 @@ def wait(shards: str) -> dict[str, float]:
 
 def on_gpu(recipe: str) -> dict[str, float]:
     """The 1.3B's real step on drawn latents, at the recipe's longest video; encoders apart."""
-    from model.dit import PRESETS, WanDiT
+    from model.dit import WanDiT
     from model.recompute import Recompute
     from training.flops import step_flops
     from training.gpus import named
