@@ -125,8 +125,10 @@ def radar(found: dict[str, Any]) -> dict[str, Any] | None:
             continue
         if told["higher_is_better"]:
             shares = [value / max(values) if max(values) else 1.0 for value in values]
-        else:
-            shares = [min(values) / value if value else 1.0 for value in values]
+        elif min(values) > 0:
+            shares = [min(values) / value for value in values]
+        else:  # nothing is a share of 0
+            continue
         axes[name] = shares
     if len(axes) < 3:
         return None

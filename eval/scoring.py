@@ -9,7 +9,9 @@ and its backbone's. It is appended as soon as it is known, so a run that is kill
 """
 
 import json
+from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from eval.stats import Scores
 from eval.suite import Prompt, Suite
 from eval.vbench_package import Package, asks
 
-VERSION = 1  # of all measures: what older ones found is measured again
+VERSION = 2  # of all measures: what older ones found is measured again
 
 
 class Known:
@@ -76,41 +78,56 @@ def score(
     Args:
         tell: is told of each video that is done.
     """
-    tables = []
-    for one in contenders:
-        table, shape = Table(), (len(suite.prompts), seeds)
-        values = {measure.name: np.full(shape, np.nan) for measure in measures}
-        for (i, j), path in sorted(one.videos.items()):
-            prompt = suite.prompts[i]
-            wanted = [measure for measure in measures if applies(measure, prompt, suite)]
+    texts, shape = tuple(prompt.text for prompt in suite.prompts), (len(suite.prompts), seeds)
+    jobs = [
+        (k, key, path, suite.prompts[key[0]])
+        for k, one in enumerate(contenders)
+        for key, path in sorted(one.videos.items())
+    ]
+    wanted = {
+        prompt.text: [one for one in measures if applies(one, prompt, suite)] for *_, prompt in jobs
+    }
+    tables = [Table() for _ in contenders]
+    values = [{one.name: np.full(shape, np.nan) for one in measures} for _ in contenders]
+    with ThreadPoolExecutor(1) as reader:  # the next video is decoded while one is measured
+        ahead = deque(jobs)
+
+        def read_next() -> Future | None:
+            if not ahead:
+                return None
+            *_, path, prompt = ahead.popleft()
+            return reader.submit(opened, path, prompt, wanted[prompt.text], known)
+
+        coming = read_next()
+        for k, key, path, prompt in jobs:
+            future, coming = coming, read_next()
             try:
-                found = measured(path, prompt, wanted, known)
+                video, keys = future.result()
+                for measure, known_as in zip(wanted[prompt.text], keys, strict=True):
+                    if known_as not in known.rows:
+                        known.add(known_as, measure(video))
+                    values[k][measure.name][key] = known.rows[known_as]
             except VideoError as error:
-                table.broken.append(f"{path.name}: {error}")
-                found = {}
-            for name, value in found.items():
-                values[name][i, j] = value
+                tables[k].broken.append(f"{path.name}: {error}")
             tell(1)
-        texts = tuple(prompt.text for prompt in suite.prompts)
+    for table, found in zip(tables, values, strict=True):
         table.scores = {
-            measure.name: Scores(texts, values[measure.name], measure.higher_is_better is not False)
-            for measure in measures
+            one.name: Scores(texts, found[one.name], one.higher_is_better is not False)
+            for one in measures
         }
-        tables.append(table)
     return tables
 
 
 def applies(measure: Measure, prompt: Prompt, suite: Suite) -> bool:
     """Whether a prompt is for a measure: VBench names the dimensions that each of its prompts is
     for; what is no dimension of the suite is measured on all."""
-    named = {name for one in suite.prompts for name in one.dimensions}
-    return measure.dimension not in named or measure.dimension in prompt.dimensions
+    return measure.dimension not in suite.dimensions or measure.dimension in prompt.dimensions
 
 
-def measured(
+def opened(
     path: Path, prompt: Prompt, measures: Sequence[Measure], known: Known
-) -> dict[str, float]:
-    """By measure.
+) -> tuple[Video | None, list[tuple]]:
+    """A video, decoded unless every measure of it is known; what each measure is kept under.
 
     Raises:
         VideoError: it can't be read.
@@ -119,18 +136,16 @@ def measured(
         sha256 = inputs.sha256(path)
     except OSError as error:
         raise VideoError(f"can't be read: {error.strerror}") from error
-    found, video, question = {}, None, asking(prompt)
-    for measure in measures:
-        through = measure.backbone[1] if measure.backbone else None
-        key = (VERSION, sha256, question, measure.name, through)
-        if key not in known.rows:
-            if video is None:
-                frames, fps = clip_frames(path), float(probe(path).fps)
-                image = None if prompt.image is None else inputs.picture(prompt.image)
-                video = Video(frames, fps, prompt.text, prompt.asked, image)
-            known.add(key, measure(video))
-        found[measure.name] = known.rows[key]
-    return found
+    question = asking(prompt)
+    keys = [
+        (VERSION, sha256, question, one.name, one.backbone[1] if one.backbone else None)
+        for one in measures
+    ]
+    if all(key in known.rows for key in keys):
+        return None, keys
+    frames, fps = clip_frames(path), float(probe(path).fps)
+    image = None if prompt.image is None else inputs.picture(prompt.image)
+    return Video(frames, fps, prompt.text, prompt.asked, image), keys
 
 
 def asking(prompt: Prompt) -> str:

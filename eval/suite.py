@@ -11,6 +11,7 @@ Files: one prompt a line; `.jsonl`, an object a line with `prompt`, and optional
 import hashlib
 import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,11 @@ class Suite:
     name: str
     prompts: tuple[Prompt, ...]
     sha256: str  # of the file
+
+    @cached_property
+    def dimensions(self) -> frozenset[str]:
+        """All that its prompts name."""
+        return frozenset(name for one in self.prompts for name in one.dimensions)
 
 
 def read_suite(name: str, most: int | None = None, images: str | None = None) -> Suite:
