@@ -3,6 +3,7 @@
 import re
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -57,7 +58,6 @@ def test_readme_shows_the_commands_that_this_file_knows_how_to_check():
         "python -m pytest",
         "python curation.py",
         "python model.py",
-        "python caches.py",
         "python reconstruct.py",
         "python accelerate.py",
     )
@@ -137,9 +137,10 @@ def test_each_evaluation_parses(arguments):
 def test_the_commands_over_one_model_parse_and_run(tmp_path, capsys):
     (arguments,) = runs("eval/reconstruct.py")
     load(Reconstruction, arguments)
-    (arguments,) = runs("eval/accelerate.py")
-    accelerate.accelerate(load(Acceleration, [*arguments, f"out={tmp_path}"]))
-    assert "seed" in capsys.readouterr().out
+    trained, drawn = (load(Acceleration, some) for some in runs("eval/accelerate.py"))
+    assert len(trained.variants) == 5
+    accelerate.accelerate(replace(drawn, out=str(tmp_path)))
+    assert "two seeds of one prompt" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments", runs("eval/sample.py"), ids=" ".join)

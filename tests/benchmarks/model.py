@@ -4,7 +4,8 @@
     python tests/benchmarks/model.py turns=9 out=FILE
     python tests/benchmarks/model.py checkpoint=runs/tiny/…      the sampler's caches too
 
-The rows are those of vae.py, dit.py and caches.py beside this file, which run alone as well.
+The rows are those of vae.py and dit.py beside this file, which run alone as well; the caches are
+`eval/accelerate.py`'s.
 """
 
 import json
@@ -32,9 +33,10 @@ def main() -> None:
     out = Path(keys.get("out", "benchmark-model.json"))
     out.write_text(json.dumps(found, indent=1))
     if "checkpoint" in keys:  # on a random model the caches' PSNR would mean nothing
-        caches = out.with_suffix(".caches.json")
-        command = [sys.executable, str(HERE / "caches.py"), f"checkpoint={keys['checkpoint']}"]
-        subprocess.run([*command, f"out={caches}"], check=True)
+        command = [sys.executable, "eval/accelerate.py", f"checkpoint={keys['checkpoint']}"]
+        subprocess.run(
+            [*command, f"out={out.with_suffix('.caches').absolute()}"], cwd=ROOT, check=True
+        )
 
 
 if __name__ == "__main__":
