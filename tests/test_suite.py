@@ -1,12 +1,16 @@
 """Prompts as data: ours, lines, objects, and VBench's own file."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from eval import totals
+from eval import report, totals
 from eval.measures import rendered
+from eval.measures.measure import Measure
+from eval.scoring import Table
+from eval.stats import Draws, Scores
 from eval.suite import read_suite
 from recipes.keys import UsageError
 
@@ -133,3 +137,41 @@ def test_substitutes_count_as_they_are_and_make_no_total_of_vbenchs():
     assert substituted - plain == pytest.approx(
         (means[at] - (means[at] - low) / (high - low)) * weight / 6.5
     )
+
+
+def test_a_report_names_the_total_by_what_it_is_made_of():
+    prompts, random = tuple("abcdef"), np.random.default_rng(0)
+    substitutes = {"motion_smoothness": "smoothness_dis", "scene": "scene_blip"}
+    measures = [
+        Measure(substitutes.get(name, name), len, "0–1", True, "", stands_for=name)
+        for name in totals.TOTALS["total"]
+    ]
+    tables = [
+        Table({one.name: Scores(prompts, random.random((6, 2))) for one in measures})
+        for _ in range(2)
+    ]
+    found = report.vbenchs("a", "b", measures, *tables, Draws(prompts, 200))
+    assert found["total"] == {"missing": ["motion_smoothness", "scene"]}
+    assert found["quality"] == {"missing": ["motion_smoothness"]}
+    assert found["semantic_substituted"]["substitutes"] == {"scene": "scene_blip"}
+    said = found["total_substituted"]
+    assert said["substitutes"] == substitutes
+    means = [np.array([table.scores[one.name].mean for one in measures]) for table in tables]
+    one, two = (totals.combine("total", some, list(substitutes)) for some in means)
+    assert said["first"]["value"] == pytest.approx(one)
+    assert said["delta"]["value"] == pytest.approx(two - one)
+    # with everything to the letter it is VBench's, and nothing else is
+    letters = [replace(one, name=one.dimension, stands_for=None) for one in measures]
+    for table in tables:
+        table.scores = {
+            new.name: table.scores[old.name] for new, old in zip(letters, measures, strict=True)
+        }
+    found = report.vbenchs("a", "b", letters, *tables, Draws(prompts, 200))
+    assert set(found) == {"first", "second", *totals.TOTALS}
+    # without a dimension there is none, whatever stands in for others
+    for table in tables:
+        table.scores = {name: one for name, one in table.scores.items() if name != "color"}
+    letters = [one for one in letters if one.name != "color"]
+    found = report.vbenchs("a", "b", letters, *tables, Draws(prompts, 200))
+    assert found["total"] == found["semantic"] == {"missing": ["color"]}
+    assert not [name for name in found if "substituted" in name]
