@@ -36,6 +36,7 @@ def page(found: dict[str, Any], contenders: Sequence[Contender]) -> str:
         forests=[forest(one) for one in found["comparisons"]],
         radar=radar(found),
         curves=curves(found["validation"]),
+        sparks=[sparks(one["measures"]) for one in found["learning"]],
     )
 
 
@@ -181,3 +182,18 @@ def curves(validation: dict[str, list[list[float]]]) -> dict[str, Any] | None:
         for name, rows in known.items()
     ]
     return {"lines": lines, "last": last, "low": low, "high": high}
+
+
+def sparks(measures: dict[str, list[list[float]]]) -> list[dict[str, Any]]:
+    """A line for each measure over the steps of a run's checkpoints, in a box of 100 × 100."""
+    found = []
+    for name, rows in measures.items():
+        values = [value for _, value in rows]
+        low, wide = min(values), (max(values) - min(values)) or 1.0
+        first, last = rows[0][0], rows[-1][0]
+        points = " ".join(
+            f"{100 * (step - first) / (last - first):.1f},{100 - 100 * (value - low) / wide:.1f}"
+            for step, value in rows
+        )
+        found.append({"name": name, "points": points, "rows": rows})
+    return found

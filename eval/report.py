@@ -11,6 +11,10 @@ totals           VBench's quality, semantic, total, or which dimensions they lac
                  stand in for those, quality_substituted and so on
 prompts          each with every contender's values, the largest regressions first
 validation       what each run recorded while it trained: step → loss
+levels           the same at fixed noise levels, bucket by bucket, at each checkpoint's step
+learning         of runs with several checkpoints here: measure → (step, mean)
+cost             seconds a video: by measure, of what was measured now; and by contender, of
+                 sampling, when it was sampled (null: unknown)
 configuration    keys in which the contenders' runs differ
 votes            Bradley–Terry scores, and which measures foretell them; null: none
 self_test        what planted faults did to the measures; null: not run
@@ -28,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from eval import ballot, preference, provenance, stats, totals
+from eval import ballot, preference, provenance, recorded, stats, totals
 from eval.contenders import Contender
 from eval.measures.measure import Measure
 from eval.scoring import Table
@@ -97,10 +101,14 @@ def report(
             for name, table in zip(names[1:], tables[1:], strict=True)
         ],
         "prompts": by_prompt(suite, measures, tables),
-        "validation": {
-            name: [[row["step"], row["loss"]] for row in run["validation"] if "loss" in row]
-            for name, one in zip(names, contenders, strict=True)
-            if (run := one.about.get("run"))
+        "validation": recorded.curves(names, contenders),
+        "levels": recorded.levels(names, contenders),
+        "learning": recorded.learning(contenders, measures, tables),
+        "cost": {
+            "measuring": seconds_of([table.seconds for table in tables]),
+            "sampling": {
+                name: sampling_seconds(one) for name, one in zip(names, contenders, strict=True)
+            },
         },
         "configuration": differing(names, [one.about.get("run") for one in contenders]),
         "votes": voted(out, names, contenders, measures, tables),
@@ -227,6 +235,27 @@ def voted(
         "weights": {n: asdict(v) for n, v in weights.items()},
         "agreement": plain(agreement),
     }
+
+
+def seconds_of(spent: Sequence[dict[str, list[float]]]) -> dict[str, float]:
+    """Mean seconds of each measure, over the videos of all contenders."""
+    together: dict[str, list[float]] = {}
+    for one in spent:
+        for name, seconds in one.items():
+            together.setdefault(name, []).extend(seconds)
+    return {name: float(np.mean(seconds)) for name, seconds in together.items()}
+
+
+def sampling_seconds(one: Contender) -> float | None:
+    """Mean over videos, as the JSON beside each tells it."""
+    spent = []
+    for path in one.videos.values():
+        try:
+            told = json.loads(path.with_suffix(".json").read_text("utf-8"))
+            spent.append(sum(told["took_s"].values()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+    return float(np.mean(spent)) if spent else None
 
 
 def by_prompt(

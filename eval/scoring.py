@@ -9,6 +9,7 @@ and its backbone's. It is appended as soon as it is known, so a run that is kill
 """
 
 import json
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -59,10 +60,12 @@ class Table:
     Attributes:
         scores: by measure.
         broken: videos that can't be read, and why.
+        seconds: by measure, of each video that was measured now.
     """
 
     scores: dict[str, Scores] = field(default_factory=dict)
     broken: list[str] = field(default_factory=list)
+    seconds: dict[str, list[float]] = field(default_factory=dict)
 
 
 def score(
@@ -105,7 +108,10 @@ def score(
                 video, keys = future.result()
                 for measure, known_as in zip(wanted[prompt.text], keys, strict=True):
                     if known_as not in known.rows:
+                        began = time.perf_counter()
                         known.add(known_as, measure(video))
+                        spent = tables[k].seconds.setdefault(measure.name, [])
+                        spent.append(time.perf_counter() - began)
                     values[k][measure.name][key] = known.rows[known_as]
             except VideoError as error:
                 tables[k].broken.append(f"{path.name}: {error}")
