@@ -13,6 +13,7 @@ import json
 import random
 import secrets
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -63,13 +64,17 @@ class Ballots:
             for first, second in itertools.combinations(videos, 2)
             for key in sorted(videos[first].keys() & videos[second].keys())
         ]
+        if not self.pairs:
+            raise UsageError(f"report={out}: no two contenders have a video of one prompt and seed")
         self.videos = videos
         self.random = random.Random(seed)
         self.random.shuffle(self.pairs)
         self.tokens: dict[str, tuple[str, tuple[int, int]]] = {}
         self.voted: set[str] = set()  # tokens of pairs that are done; their videos still play
         self.counts = Counter(
-            (tuple(row["video"]), *sorted((row["left"], row["right"]))) for row in rows_of(out)
+            (tuple(row["video"]), *sorted((row["left"], row["right"])))
+            for row in rows_of(out)
+            if row["prompt"] == self.prompts.get(row["video"][0])
         )
 
     def next(self) -> Pair:
@@ -105,7 +110,13 @@ class Ballots:
             raise ValueError("not of one pair")
         if {left, right} & self.voted:
             raise ValueError("voted on already")
-        row = {"video": key, "left": first, "right": second, "choice": choice}
+        row = {
+            "video": key,
+            "prompt": self.prompts[key[0]],
+            "left": first,
+            "right": second,
+            "choice": choice,
+        }
         row |= {"voter": self.voter, "when": datetime.now(UTC).isoformat(timespec="seconds")}
         with (self.out / FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -126,24 +137,26 @@ def report_of(out: Path) -> dict[str, Any]:
 def rows_of(out: Path) -> list[dict[str, Any]]:
     """Lines of votes.jsonl; one that was cut off is no vote."""
     try:
-        lines = (out / FILE).read_text("utf-8").splitlines()
+        lines = (out / FILE).read_text("utf-8").split("\n")
     except OSError:
         return []
     rows = []
     for line in lines:
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError:
             continue
+        rows.append({"prompt": None} | row)
     return rows
 
 
-def votes_of(out: Path, names: dict[str, str]) -> list[Vote]:
-    """Votes on those named.
+def votes_of(out: Path, names: dict[str, str], prompts: Sequence[str]) -> list[Vote]:
+    """Votes on those named, of these prompts: another suite's are other votes.
 
     Args:
         names: identity → name.
     """
+    numbered = dict(enumerate(prompts))
     return [
         Vote(
             row["video"][0],
@@ -153,5 +166,7 @@ def votes_of(out: Path, names: dict[str, str]) -> list[Vote]:
             row["video"][1],
         )
         for row in rows_of(out)
-        if row["left"] in names and row["right"] in names
+        if row["left"] in names
+        and row["right"] in names
+        and row["prompt"] == numbered.get(row["video"][0])
     ]

@@ -64,6 +64,8 @@ def sampled(config: Evaluation, suite: Suite, checkpoint: str) -> Contender:
     identity = _digest(json.dumps([weights, settings], sort_keys=True))
     folder = Path(config.out).expanduser() / "videos" / identity
     folder.mkdir(parents=True, exist_ok=True)
+    if (config.frames or about.defaults.frames) == 1:
+        raise UsageError(f"checkpoints={checkpoint}: makes pictures; frames=5 makes videos of them")
     rows, videos = [], {}
     for i, prompt in enumerate(suite.prompts):
         for j in range(config.seeds):
@@ -116,13 +118,20 @@ def found(suite: Suite, folder: str, seeds: int) -> Contender:
     if not place.is_dir():
         raise UsageError(f"videos={folder}: no such folder")
     number = {prompt.text: i for i, prompt in enumerate(suite.prompts)}
-    videos, odd = {}, []
+    known: dict[int, dict[int, Path]] = {}
+    odd = []
     for path in sorted(place.rglob(f"*{MOVIE}")):
-        key = _key(path, number)
-        if key is None or key[0] >= len(suite.prompts) or key[1] >= seeds or key in videos:
-            odd.append(f"{path.relative_to(place)}: of no prompt of the suite, or of none left")
+        i, seed = _key(path, number) or (len(suite.prompts), 0)
+        if i >= len(suite.prompts) or seed in known.setdefault(i, {}):
+            odd.append(f"{path.relative_to(place)}: of no prompt of the suite, or there twice")
             continue
-        videos[key] = path
+        known[i][seed] = path
+    # whatever the seeds are, the lowest is the first
+    videos = {
+        (i, j): path
+        for i, some in sorted(known.items())
+        for j, (_, path) in enumerate(sorted(some.items())[:seeds])
+    }
     if not videos:
         raise UsageError(
             f"videos={folder}: no video of suite={suite.name} in it; names are 0000-0{MOVIE}, "
@@ -131,23 +140,23 @@ def found(suite: Suite, folder: str, seeds: int) -> Contender:
     missing = len(suite.prompts) * seeds - len(videos)
     if missing:
         odd.append(f"{missing} of {len(suite.prompts) * seeds} videos are not there")
-    sizes = [[one.name, one.stat().st_size] for one in videos.values()]
-    return Contender(folder, _digest(json.dumps(sizes)), videos, {"folder": str(place)}, odd)
+    hashes = [[*key, inputs.sha256(one)] for key, one in videos.items()]
+    return Contender(folder, _digest(json.dumps(hashes)), videos, {"folder": str(place)}, odd)
 
 
 def _key(path: Path, number: dict[str, int]) -> tuple[int, int] | None:
     """Which prompt and seed a video is of."""
     try:
         told = json.loads(path.with_suffix(".json").read_text("utf-8"))
-        return number[told["prompt"]], int(told["seed"]) % STRIDE
+        return number[told["prompt"]], int(told["seed"])
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    name, _, last = path.stem.rpartition("-")
-    if not last.isdigit():
-        name, last = path.stem, "0"
+    if path.stem in number:
+        return number[path.stem], 0
+    name, last = re.fullmatch(r"(.+?)(?:-([0-9]+))?", path.stem).groups("0")
     if name in number:
         return number[name], int(last)
-    return (int(name), int(last)) if re.fullmatch(r"\d{1,6}", name) else None
+    return (int(name), int(last)) if re.fullmatch(r"[0-9]{1,6}", name) else None
 
 
 def _run(path: str) -> dict[str, Any] | None:
@@ -156,8 +165,8 @@ def _run(path: str) -> dict[str, Any] | None:
 
     for place in (Path(path), *Path(path).parents[:2]):
         if (place / "config.yaml").is_file() and (place / "validation.jsonl").is_file():
-            lines = (place / "validation.jsonl").read_text("utf-8").splitlines()
-            rows = [json.loads(line) for line in lines if line.strip()]
+            lines = (place / "validation.jsonl").read_text("utf-8").split("\n")
+            rows = [json.loads(line) for line in lines if line.endswith("}")]
             config = yaml.safe_load((place / "config.yaml").read_text("utf-8"))
             return {"folder": str(place), "config": config, "validation": rows}
     return None

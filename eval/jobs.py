@@ -83,7 +83,7 @@ def read(file: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """
     path = Path(file).expanduser()
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"prompts={file}: {one_line(error)}") from error
     filled = [(i, line.strip()) for i, line in enumerate(lines, 1) if line.strip()]
@@ -109,6 +109,9 @@ def parsed(line: str, where: str) -> dict[str, Any]:
         if name == "name" or (known[name].scalar is str and not known[name].choices):
             if not isinstance(value, str) and (name == "name" or value is not None):
                 raise UsageError(f"{where}: {name} wants text")
+            found[name] = value
+            continue
+        if known[name].scalar is type(value) is int:
             found[name] = value
             continue
         text = "null" if value is None else str(value)

@@ -183,7 +183,7 @@ def vbenchs(
     measured = [
         (one.name, one.dimension)
         for one in measures
-        if np.isfinite(before.scores[one.name].values).any()
+        if all(np.isfinite(each.scores[one.name].values).any() for each in (before, after))
     ]
     for name in totals.TOTALS:
         of = totals.standing(name, measured)
@@ -197,7 +197,10 @@ def vbenchs(
             *pairs, lambda means, n=name, s=tuple(substitutes): totals.combine(n, means, s), draws
         )
         keys = ("first", "second", "delta")
-        told = {key: asdict(value) for key, value in zip(keys, values, strict=True)}
+        told = {
+            key: {name: plain(number) for name, number in asdict(value).items()}
+            for key, value in zip(keys, values, strict=True)
+        }
         if substitutes:
             found[f"{name}_substituted"] = told | {"substitutes": substitutes}
         else:
@@ -214,7 +217,8 @@ def voted(
 ) -> dict[str, Any] | None:
     """What votes on these contenders say; None where there are none."""
     known = {one.identity: name for name, one in zip(names, contenders, strict=True)}
-    votes = ballot.votes_of(out, known) if len(known) == len(names) > 1 else []
+    texts = next(iter(tables[0].scores.values())).prompts if tables else ()
+    votes = ballot.votes_of(out, known, texts) if len(known) == len(names) > 1 else []
     if not votes:
         return None
     values: dict[str, dict[tuple[str, int, int], float]] = {}
@@ -264,7 +268,7 @@ def by_prompt(
     """Each prompt's values, those first that lost most: the mean over measures of how many standard
     deviations of the first contender the last one fell."""
     rows = []
-    falls = np.zeros(len(suite.prompts))
+    falls, counts = np.zeros(len(suite.prompts)), np.zeros(len(suite.prompts))
     for one in measures:
         if len(tables) < 2 or one.higher_is_better is None:
             continue
@@ -273,7 +277,9 @@ def by_prompt(
         spread = np.std(before[there]) if there.any() else 0
         if spread > 0:
             sign = 1 if one.higher_is_better else -1
-            falls[there] += sign * (before - after)[there] / spread / len(measures)
+            falls[there] += sign * (before - after)[there] / spread
+            counts[there] += 1
+    falls /= np.maximum(counts, 1)
     for i in np.argsort(-falls, kind="stable"):
         values = {
             one.name: [[plain(v) for v in table.scores[one.name].values[i]] for table in tables]
@@ -308,8 +314,8 @@ def labels(paths: Sequence[str]) -> list[str]:
     that is there again is numbered."""
     different = list(dict.fromkeys(paths))
     parts = [Path(one).parts or (one,) for one in different]
-    depth = 1
-    while len({one[-depth:] for one in parts}) < len(parts):
+    depth = 1  # two spellings of one path are one
+    while len({one[-depth:] for one in parts}) < len(set(parts)):
         depth += 1
     short = {path: "/".join(one[-depth:]) for path, one in zip(different, parts, strict=True)}
     found = [short[path] for path in paths]
@@ -360,8 +366,8 @@ def closing(found: dict[str, Any], out: Path) -> list[str]:
     for one in found["comparisons"]:
         lines.append(f" {one['second']} against {one['first']}: {one['verdict']}")
     if found["self_test"]:
-        failed = [row["fault"] for row in found["self_test"]["faults"] if not row["noticed"]]
-        lines.append(
-            f" self-test: {'not noticed: ' + ', '.join(failed) if failed else 'all faults noticed'}"
-        )
+        faults = found["self_test"]["faults"]
+        failed = [row["fault"] for row in faults if not row["noticed"]]
+        said = f"not noticed: {', '.join(failed)}" if failed else "all faults noticed"
+        lines.append(f" self-test: {said if faults else 'no fault is for these measures'}")
     return [*lines, f" took   {found['took_s']} s", f" report {out / 'report.html'}"]

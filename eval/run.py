@@ -30,12 +30,14 @@ def evaluate(config: Evaluation) -> None:
     from eval.sample import chosen
     from eval.scoring import Known, packaged, score
     from eval.suite import read_suite
-    from eval.vbench_package import DIMENSIONS, Package
+    from eval.vbench_package import Package, dimensions
 
     if not config.checkpoints and not config.videos and not config.self_test:
         raise UsageError("nothing to do: checkpoints=[a,b], videos=[a,b] or self_test=true")
     if config.seeds < 1 or (config.prompts is not None and config.prompts < 1):
         raise UsageError(f"seeds={config.seeds}, prompts={config.prompts}: at least 1")
+    if config.resamples < 100:
+        raise UsageError(f"resamples={config.resamples}: at least 100")
     began, out = time.monotonic(), Path(config.out).expanduser()
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -45,6 +47,7 @@ def evaluate(config: Evaluation) -> None:
     device = str(chosen(config.device))
     measures = Catalog(config.backbones, device).measures(config.measures)
     package = Package(config.vbench.python, device) if config.vbench.python else None
+    elsewhere = dimensions(config.vbench.dimensions, measures) if package else []
     suite = read_suite(config.suite, config.prompts, config.images)
     compared = [contenders.sampled(config, suite, one) for one in config.checkpoints]
     compared += [contenders.found(suite, one, config.seeds) for one in config.videos]
@@ -55,11 +58,9 @@ def evaluate(config: Evaluation) -> None:
         tables = score(
             compared, suite, measures, config.seeds, known, lambda done: bar.advance(task, done)
         )
-    tested = selftest.run(measures, out) if config.self_test else selftest.known(out)
+    tested = selftest.run(measures, out) if config.self_test else selftest.known(measures, out)
     if package:
-        names = config.vbench.dimensions or list(DIMENSIONS)
-        names = [one for one in names if one not in {each.name for each in measures}]
-        measures += packaged(package, names, compared, suite, known, tables, out / "vbench")
+        measures += packaged(package, elsewhere, compared, suite, known, tables, out / "vbench")
     found = report.report(config, suite, measures, compared, tables, tested, out)
     found["took_s"] = round(time.monotonic() - began, 1)
     report.write(found, out)

@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from curation.video import VideoError, clip_frames, probe
@@ -25,6 +26,7 @@ from eval.measures.measure import Measure, Video
 from eval.stats import Scores
 from eval.suite import Prompt, Suite
 from eval.vbench_package import Package, asks
+from recipes.keys import UsageError, one_line
 
 VERSION = 2  # of all measures: what older ones found is measured again
 
@@ -42,15 +44,21 @@ class Known:
         if end < len(data):  # a run was killed in the middle of a line
             with path.open("r+b") as file:
                 file.truncate(end)
-        for line in data[:end].decode("utf-8").splitlines():
-            *key, value = json.loads(line)
-            self.rows[tuple(key)] = np.nan if value is None else float(value)
+        for line in data[:end].split(b"\n")[:-1]:
+            try:
+                *key, value = json.loads(line)
+                self.rows[tuple(key)] = np.nan if value is None else float(value)
+            except (ValueError, TypeError):  # damaged: what it told is measured again
+                continue
 
     def add(self, key: tuple, value: float) -> None:
         self.rows[key] = value
         row = [*key, None if np.isnan(value) else value]
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise UsageError(f"{self.path}: can't be written ({error.strerror})") from error
 
 
 @dataclass
@@ -106,15 +114,23 @@ def score(
             future, coming = coming, read_next()
             try:
                 video, keys = future.result()
-                for measure, known_as in zip(wanted[prompt.text], keys, strict=True):
-                    if known_as not in known.rows:
-                        began = time.perf_counter()
-                        known.add(known_as, measure(video))
-                        spent = tables[k].seconds.setdefault(measure.name, [])
-                        spent.append(time.perf_counter() - began)
-                    values[k][measure.name][key] = known.rows[known_as]
-            except VideoError as error:
+            except (VideoError, UsageError) as error:
                 tables[k].broken.append(f"{path.name}: {error}")
+                tell(1)
+                continue
+            for measure, known_as in zip(wanted[prompt.text], keys, strict=True):
+                if known_as not in known.rows:
+                    began = time.perf_counter()
+                    try:
+                        value = measure(video)
+                    except (cv2.error, ValueError, RuntimeError, UsageError) as error:
+                        # too small for a network, or asked for in another form: its number only
+                        tables[k].broken.append(f"{path.name}: {measure.name}: {one_line(error)}")
+                        continue
+                    known.add(known_as, value)
+                    spent = tables[k].seconds.setdefault(measure.name, [])
+                    spent.append(time.perf_counter() - began)
+                values[k][measure.name][key] = known.rows[known_as]
             tell(1)
     for table, found in zip(tables, values, strict=True):
         table.scores = {
@@ -127,7 +143,11 @@ def score(
 def applies(measure: Measure, prompt: Prompt, suite: Suite) -> bool:
     """Whether a prompt is for a measure: VBench names the dimensions that each of its prompts is
     for; what is no dimension of the suite is measured on all."""
-    return measure.dimension not in suite.dimensions or measure.dimension in prompt.dimensions
+    return (
+        not prompt.dimensions
+        or measure.dimension not in suite.dimensions
+        or measure.dimension in prompt.dimensions
+    )
 
 
 def opened(
@@ -155,8 +175,13 @@ def opened(
 
 
 def asking(prompt: Prompt) -> str:
-    """What a number is kept under: the prompt, and its picture's hash."""
-    return prompt.text if prompt.image is None else f"{prompt.text} {inputs.sha256(prompt.image)}"
+    """What a number is kept under: the prompt, what it is asked for, and its picture's hash."""
+    parts = [prompt.text]
+    if prompt.asked:
+        parts.append(json.dumps(prompt.asked, sort_keys=True, ensure_ascii=False))
+    if prompt.image is not None:
+        parts.append(inputs.sha256(prompt.image))
+    return " ".join(parts)
 
 
 def packaged(
@@ -184,17 +209,24 @@ def packaged(
             question = asking(suite.prompts[key[0]])
             return VERSION, hashes[key], question, f"vbench/{name}", package.identity
 
-        for name in dimensions:
-            asked = [key for key in hashes if asks(name, suite.prompts, key[0])]
-            if any(key_of(name, key) not in known.rows for key in asked):
-                videos = {key: one.videos[key] for key in asked}
-                found = package.measure([name], suite.prompts, videos, folder / one.identity)
-                table.broken += found.broken
-                table.broken += [f"vbench {which}: {why}" for which, why in found.failed.items()]
-                for key, value in found.values.get(name, {}).items():
-                    known.add(key_of(name, key), value)
+        asked = {name: [key for key in hashes if asks(name, suite, key[0])] for name in dimensions}
+        unknown = {
+            name: [key for key in keys if key_of(name, key) not in known.rows]
+            for name, keys in asked.items()
+        }
+        lacking = [name for name, keys in unknown.items() if keys]
+        if lacking:
+            some = {key for keys in unknown.values() for key in keys}
+            videos = {key: one.videos[key] for key in sorted(some)}
+            found = package.measure(lacking, suite, videos, folder / one.identity)
+            table.broken += dict.fromkeys(found.broken)
+            table.broken += [f"vbench {name}: {why}" for name, why in found.failed.items()]
+            for name, numbers in found.values.items():
+                for key in unknown[name]:  # one without a number is not asked again
+                    known.add(key_of(name, key), numbers.get(key, np.nan))
+        for name, keys in asked.items():
             values = np.full(shape, np.nan)
-            for key in asked:
+            for key in keys:
                 values[key] = known.rows.get(key_of(name, key), np.nan)
             table.scores[name] = Scores(tuple(p.text for p in suite.prompts), values)
     return [

@@ -10,8 +10,8 @@ Files: one prompt a line; `.jsonl`, an object a line with `prompt`, and optional
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +39,23 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Suite:
-    """Prompts, in order; a prompt's place decides its seeds."""
+    """Prompts, in order; a prompt's place decides its seeds.
+
+    Attributes:
+        sha256: of the file.
+        dimensions: all that its prompts name, those left out too.
+    """
 
     name: str
     prompts: tuple[Prompt, ...]
-    sha256: str  # of the file
+    sha256: str
+    dimensions: frozenset[str]
 
-    @cached_property
-    def dimensions(self) -> frozenset[str]:
-        """All that its prompts name."""
-        return frozenset(name for one in self.prompts for name in one.dimensions)
+    @classmethod
+    def of(cls, name: str, prompts: Sequence[Prompt], sha256: str = "", most: int | None = None):
+        """All of the prompts, or the first so many."""
+        dimensions = frozenset(one for prompt in prompts for one in prompt.dimensions)
+        return cls(name, tuple(prompts[:most]), sha256, dimensions)
 
 
 def read_suite(name: str, most: int | None = None, images: str | None = None) -> Suite:
@@ -65,7 +72,7 @@ def read_suite(name: str, most: int | None = None, images: str | None = None) ->
         path = Path(name).expanduser()
     try:
         data = path.read_bytes()
-        text = data.decode("utf-8")
+        text = data.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         known = ", ".join(sorted(one.stem for one in FOLDER.glob("*.jsonl")))
         why = getattr(error, "strerror", None) or "no UTF-8"
@@ -76,7 +83,7 @@ def read_suite(name: str, most: int | None = None, images: str | None = None) ->
     if path.suffix == ".json":
         found = _vbenchs(text, name, place)
     else:
-        lines = [(k, line) for k, line in enumerate(text.splitlines(), 1) if line.strip()]
+        lines = [(k, line) for k, line in enumerate(text.split("\n"), 1) if line.strip()]
         if path.suffix == ".jsonl":
             found = [_row(line, f"suite={name}: line {k}", place) for k, line in lines]
         else:
@@ -87,11 +94,10 @@ def read_suite(name: str, most: int | None = None, images: str | None = None) ->
         raise UsageError(f"suite={name}: {again!r} is there twice; seeds make several of one")
     if not found:
         raise UsageError(f"suite={name}: no prompt in it")
-    found = found[:most]
-    for one in found:
+    for one in found[:most]:
         if one.image is not None and not one.image.is_file():
             raise UsageError(f"suite={name}: {one.image} is not there; images= names its folder")
-    return Suite(path.stem, tuple(found), hashlib.sha256(data).hexdigest())
+    return Suite.of(path.stem, found, hashlib.sha256(data).hexdigest(), most)
 
 
 def _row(line: str, where: str, images: Path) -> Prompt:
@@ -109,7 +115,11 @@ def _vbenchs(text: str, name: str, images: Path) -> list[Prompt]:
         known: dict[str, tuple[list[str], dict[str, Any], Path | None]] = {}
         for row in json.loads(text):
             image = images / row["image_name"] if "image_name" in row else None
-            dimensions, asked, _ = known.setdefault(row["prompt_en"], ([], {}, image))
+            dimensions, asked, first = known.setdefault(row["prompt_en"], ([], {}, image))
+            if image != first:
+                raise ValueError(f"{row['prompt_en']!r} has two pictures")
+            if isinstance(row["dimension"], str):
+                raise TypeError("dimension is no list")
             dimensions += row["dimension"]
             for dimension, what in row.get("auxiliary_info", {}).items():
                 # {"color": {"color": "red"}} says no more than {"color": "red"}
@@ -123,4 +133,6 @@ def _vbenchs(text: str, name: str, images: Path) -> list[Prompt]:
 def _prompt(text: Any, dimensions: Any, asked: Any, image: Path | None) -> Prompt:
     if not isinstance(text, str) or not text.strip() or not isinstance(asked, dict):
         raise ValueError
-    return Prompt(text.strip(), tuple(dict.fromkeys(map(str, dimensions))), asked, image)
+    if not isinstance(dimensions, list) or not all(isinstance(one, str) for one in dimensions):
+        raise ValueError
+    return Prompt(text.strip(), tuple(dict.fromkeys(dimensions)), asked, image)

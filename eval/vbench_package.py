@@ -1,7 +1,7 @@
 """VBench's own package as a source of its sixteen dimensions, from an environment of its own.
 
     package = Package("vbench/bin/python", "cuda")   # where `pip install vbench` has been run
-    found = package.measure(["scene", "color"], suite.prompts, contender.videos, folder)
+    found = package.measure(["scene", "color"], suite, contender.videos, folder)
     found.values["scene"][i, j], found.failed, found.broken
 
 Its release 0.1.5 pins transformers 4.33 and NumPy 1, so it can't live among our libraries: each
@@ -30,7 +30,8 @@ from pathlib import Path
 from typing import Any
 
 from curation.video import VideoError, probe
-from eval.suite import Prompt
+from eval.measures.measure import Measure
+from eval.suite import Prompt, Suite
 from recipes.keys import UsageError, nearest
 
 Key = tuple[int, int]  # number of the prompt, of the seed
@@ -66,6 +67,22 @@ ASKING = {
     "scene": "scene",
     "appearance_style": "appearance_style",
 }
+
+
+def dimensions(names: Sequence[str], measures: Sequence[Measure]) -> list[str]:
+    """Those named; without names, all that are not measured here.
+
+    Raises:
+        UsageError: there is no such dimension, or it is measured here too.
+    """
+    here = {one.name for one in measures}
+    for name in names:
+        if name not in DIMENSIONS:
+            near = nearest(name, DIMENSIONS)
+            raise UsageError(f"vbench.dimensions={name}: there is none; the nearest is {near}")
+        if name in here:
+            raise UsageError(f"vbench.dimensions={name}: is measured here too; measures= says what")
+    return list(dict.fromkeys(names)) or [one for one in DIMENSIONS if one not in here]
 
 
 @dataclass
@@ -112,7 +129,7 @@ class Package:
     def measure(
         self,
         dimensions: Sequence[str],
-        prompts: Sequence[Prompt],
+        suite: Suite,
         videos: Mapping[Key, Path],
         folder: Path,
     ) -> Found:
@@ -125,15 +142,10 @@ class Package:
         Raises:
             UsageError: there is no such dimension.
         """
-        for name in dimensions:
-            if name not in DIMENSIONS:
-                raise UsageError(
-                    f"vbench: no dimension {name}; the nearest is {nearest(name, DIMENSIONS)}"
-                )
-        found, folder = Found(), folder.resolve()
+        found, folder, prompts = Found(), folder.resolve(), suite.prompts
         links, found.broken = linked(prompts, videos, folder / "links")
         for name in dimensions:
-            wanted = {key: link for key, link in links.items() if asks(name, prompts, key[0])}
+            wanted = {key: link for key, link in links.items() if asks(name, suite, key[0])}
             if not wanted:
                 found.failed[name] = "no video of a prompt that is for it"
                 continue
@@ -222,11 +234,11 @@ def link_name(text: str, seed: int) -> str:
     return start + digest + ending
 
 
-def asks(dimension: str, prompts: Sequence[Prompt], number: int) -> bool:
+def asks(dimension: str, suite: Suite, number: int) -> bool:
     """Whether a prompt is for a dimension: where the suite names it, those that name it; and never
     one that lacks what the dimension looks for."""
-    prompt = prompts[number]
-    named = any(dimension in one.dimensions for one in prompts)
+    prompt = suite.prompts[number]
+    named = dimension in suite.dimensions and prompt.dimensions
     if named and dimension not in prompt.dimensions:
         return False
     if dimension == "human_action":  # it reads the action in the file's name, after these words

@@ -13,11 +13,12 @@ import pytest
 
 from curation.video import clip_frames, probe
 from eval import run, vbench_package
+from eval.measures.catalog import LIGHT
 from eval.measures.measure import Video
 from eval.measures.pixels import flickering
-from eval.suite import Prompt, read_suite
+from eval.suite import Prompt, Suite, read_suite
 from eval.totals import TOTALS
-from eval.vbench_package import DIMENSIONS, Package, asks, link_name, vbenchs_row
+from eval.vbench_package import DIMENSIONS, Package, asks, dimensions, link_name, vbenchs_row
 from eval.video_out import write_video
 from recipes.evaluation import Evaluation
 from recipes.keys import UsageError
@@ -147,7 +148,9 @@ def test_it_has_the_dimensions_of_the_total():
 def test_each_video_gets_its_own_number(package, videos, tmp_path):
     prompts = [Prompt("a cat"), Prompt("一只猫/一只狗"), Prompt("word " * 80), Prompt("word " * 81)]
     numbers = {(0, 0): 10, (0, 7): 20, (1, 0): 30, (1, 1): 40, (2, 0): 50, (3, 0): 60}
-    found = package.measure(["temporal_flickering"], prompts, videos(numbers), tmp_path / "out")
+    found = package.measure(
+        ["temporal_flickering"], Suite.of("x", prompts), videos(numbers), tmp_path / "out"
+    )
     wanted = {key: n / 100 for key, n in numbers.items()}
     assert found.values == {"temporal_flickering": pytest.approx(wanted)}
     assert found.totals == {"temporal_flickering": pytest.approx(0.35)}
@@ -156,7 +159,7 @@ def test_each_video_gets_its_own_number(package, videos, tmp_path):
     assert package.identity == "vbench 0.1.5"
     # again, fewer: nothing is left of before
     some = videos({(1, 0): 70})
-    found = package.measure(["temporal_flickering"], prompts, some, tmp_path / "out")
+    found = package.measure(["temporal_flickering"], Suite.of("x", prompts), some, tmp_path / "out")
     assert found.values == {"temporal_flickering": {(1, 0): pytest.approx(0.7)}}
 
 
@@ -172,14 +175,16 @@ def test_names_are_vbenchs_wherever_a_file_can_have_them():
 
 def test_imaging_quality_of_a_video_is_on_the_scale_of_its_aggregate(package, videos, tmp_path):
     made = videos({(0, 0): 62, (0, 1): 70})
-    found = package.measure(["imaging_quality"], [Prompt("a cat")], made, tmp_path)
+    found = package.measure(["imaging_quality"], Suite.of("x", [Prompt("a cat")]), made, tmp_path)
     assert found.values["imaging_quality"] == pytest.approx({(0, 0): 0.62, (0, 1): 0.70})
     assert found.totals["imaging_quality"] == pytest.approx(0.66)
 
 
 def test_numbers_on_another_scale_are_refused(package, videos, tmp_path):
     made = videos({(0, 0): 62})
-    found = package.measure(["overall_consistency"], [Prompt("a cat")], made, tmp_path)
+    found = package.measure(
+        ["overall_consistency"], Suite.of("x", [Prompt("a cat")]), made, tmp_path
+    )
     assert found.values == {}
     assert "beyond 1" in found.failed["overall_consistency"]
     # a later package that mends its scale must not be divided once more
@@ -187,7 +192,7 @@ def test_numbers_on_another_scale_are_refused(package, videos, tmp_path):
     source.write_text(source.read_text().replace("100 * number(p)", "number(p)"))
     mended = source.read_text().replace("/ len(found) / 100, found", "/ len(found), found")
     source.write_text(mended)
-    found = package.measure(["imaging_quality"], [Prompt("a cat")], made, tmp_path)
+    found = package.measure(["imaging_quality"], Suite.of("x", [Prompt("a cat")]), made, tmp_path)
     assert found.values == {}
     assert "0.62" in found.failed["imaging_quality"]
 
@@ -196,7 +201,7 @@ def test_a_dimension_that_fails_says_why_and_costs_no_other(package, videos, tmp
     names = ["subject_consistency", "object_class", "motion_smoothness", "dynamic_degree"]
     prompts = [Prompt("a dog", (), {"object_class": {"object": "dog"}})]
     made = videos({(0, 0): 30})
-    found = package.measure([*names, "temporal_flickering"], prompts, made, tmp_path)
+    found = package.measure([*names, "temporal_flickering"], Suite.of("x", prompts), made, tmp_path)
     assert list(found.failed) == names
     assert list(found.values) == ["temporal_flickering"]
     assert all("\n" not in why for why in found.failed.values())
@@ -216,7 +221,7 @@ def test_what_failed_today_does_not_pass_for_what_was_measured_yesterday(package
     link = str(tmp_path / "links/a cat-0.mp4")
     row = {"video_path": link, "video_results": 0.9}
     stale.write_text(json.dumps({"dynamic_degree": [0.9, [row]]}))
-    found = package.measure(["dynamic_degree"], [Prompt("a cat")], made, tmp_path)
+    found = package.measure(["dynamic_degree"], Suite.of("x", [Prompt("a cat")]), made, tmp_path)
     assert found.values == {}
     assert "dynamic_degree" in found.failed
 
@@ -225,7 +230,9 @@ def test_videos_without_a_number_are_named(package, videos, tmp_path):
     made = videos({(0, 0): 30, (0, 1): 31, (0, 2): 32, (0, 3): 66})
     made[0, 1].unlink()
     made[0, 2].write_bytes(b"no video")
-    found = package.measure(["temporal_flickering"], [Prompt("a cat")], made, tmp_path)
+    found = package.measure(
+        ["temporal_flickering"], Suite.of("x", [Prompt("a cat")]), made, tmp_path
+    )
     assert found.values["temporal_flickering"] == {(0, 0): pytest.approx(0.3)}
     assert [line.split(":")[0] for line in found.broken] == ["31.mp4", "32.mp4", "66.mp4"]
     assert found.broken[2] == "66.mp4: temporal_flickering gave no number of it"
@@ -240,7 +247,7 @@ def test_prompts_are_told_as_vbench_nests_them(package, videos, tmp_path):
     ]
     made = videos({(i, 0): 10 * i for i in range(4)})
     names = ["color", "scene", "human_action", "temporal_style"]
-    found = package.measure(names, prompts, made, tmp_path)
+    found = package.measure(names, Suite.of("x", prompts), made, tmp_path)
     assert found.failed == {}
     assert found.broken == []
     # the package passes over a video in which it sees no such object: it says nothing of it
@@ -251,7 +258,7 @@ def test_prompts_are_told_as_vbench_nests_them(package, videos, tmp_path):
     # what the suite does not name is for all
     lengths = {(i, 0): len(one.text) / 100 for i, one in enumerate(prompts)}
     assert found.values["temporal_style"] == lengths
-    found = package.measure(["spatial_relationship"], prompts, made, tmp_path)
+    found = package.measure(["spatial_relationship"], Suite.of("x", prompts), made, tmp_path)
     assert found.failed["spatial_relationship"] == "no video of a prompt that is for it"
 
 
@@ -292,8 +299,13 @@ def test_a_suite_of_ones_own_may_ask_in_a_word():
 def test_a_python_without_the_package_is_refused(package, monkeypatch, tmp_path):
     with pytest.raises(UsageError, match="no such program"):
         Package(str(tmp_path / "python"))
-    with pytest.raises(UsageError, match="no dimension colour; the nearest is color"):
-        package.measure(["colour"], [], {}, tmp_path)
+    with pytest.raises(UsageError, match="dimensions=colour: there is none; the nearest is color"):
+        dimensions(["colour"], [])
+    with pytest.raises(UsageError, match="temporal_flickering: is measured here too"):
+        dimensions(["temporal_flickering"], [LIGHT["temporal_flickering"]])
+    assert set(dimensions([], [LIGHT["temporal_flickering"]])) == {*DIMENSIONS} - {
+        "temporal_flickering"
+    }
     monkeypatch.delenv("PYTHONPATH")
     with pytest.raises(UsageError, match="has no vbench"):
         Package(sys.executable)
@@ -320,7 +332,9 @@ def test_flickering_of_the_real_package_is_ours(tmp_path):
     frames, fps = decode(package_video("bigbuckbunny.mp4"), 0, 33, long_side=320)
     videos[1, 0] = tmp_path / "written.mp4"
     write_video(videos[1, 0], [frames], fps)
-    found = package.measure(["temporal_flickering"], prompts, videos, tmp_path / "out")
+    found = package.measure(
+        ["temporal_flickering"], Suite.of("x", prompts), videos, tmp_path / "out"
+    )
     assert found.failed == {}
     assert found.broken == []
     ours = {
@@ -389,4 +403,4 @@ def test_an_action_that_no_file_name_says_is_not_measured():
         Prompt("a person is clapping", ("human_action",)),
         Prompt("Guests clap", ("human_action",)),
     ]
-    assert [asks("human_action", prompts, k) for k in range(2)] == [True, False]
+    assert [asks("human_action", Suite.of("x", prompts), k) for k in range(2)] == [True, False]

@@ -143,7 +143,7 @@ class Catalog:
             if lacks := self.missing(name):
                 keys = " and ".join(f"backbones.{one}=" for one in lacks)
                 raise UsageError(f"measures={name}: wants {keys}, and nothing stands in for it")
-        chosen = names or [name for name in known if not self.missing(name)]
+        chosen = list(dict.fromkeys(names)) or [name for name in known if not self.missing(name)]
         try:
             return [LIGHT[name] if name in LIGHT else self.deep[name][1]() for name in chosen]
         except BackboneError as error:

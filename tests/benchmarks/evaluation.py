@@ -57,7 +57,7 @@ def turn(path: Path) -> dict[str, float]:
         films = {(0, j): Path(folder) / f"{j}.mp4" for j in range(VIDEOS)}
         for j, copy in enumerate(films.values()):
             copy.write_bytes(path.read_bytes() + bytes([j]))  # no two are the same file
-        suite = Suite("one", (Prompt(PROMPT),), "")
+        suite = Suite.of("one", [Prompt(PROMPT)])
         known = Known(Path(folder) / "scores.jsonl")
         began = time.perf_counter()
         (table,) = score([Contender("one", "one", films, {})], suite, MEASURES, VIDEOS, known)

@@ -25,7 +25,7 @@ sys.path[:] = [str(ROOT), *(one for one in sys.path if Path(one).resolve() != HE
 from curation.video import clip_frames  # noqa: E402
 from eval.measures.measure import Video  # noqa: E402
 from eval.measures.pixels import flickering  # noqa: E402
-from eval.suite import Prompt  # noqa: E402
+from eval.suite import Prompt, Suite  # noqa: E402
 from eval.vbench_package import Package  # noqa: E402
 from eval.video_out import write_video  # noqa: E402
 from tests.planted import decode, package_video  # noqa: E402
@@ -33,6 +33,7 @@ from tests.planted import decode, package_video  # noqa: E402
 FRAMES, SIZE, FPS = 81, (832, 480), 16
 FILMS = ("bikes.mp4", "bigbuckbunny.mp4", "carphone_pristine.mp4")
 NAME = "temporal_flickering"
+SUITE = Suite.of("one", [Prompt("a film")])
 
 
 def films(folder: Path, count: int) -> dict[tuple[int, int], Path]:
@@ -62,7 +63,7 @@ def main() -> None:
             took["ours"].append(time.perf_counter() - began)
             for name, some in (("package", videos), ("package, first video", first)):
                 began = time.perf_counter()
-                found = package.measure([NAME], [Prompt("a film")], some, folder / "out")
+                found = package.measure([NAME], SUITE, some, folder / "out")
                 took[name].append(time.perf_counter() - began)
                 if found.failed or found.broken:
                     sys.exit(f"{found.failed} {found.broken}")
