@@ -264,6 +264,11 @@ class Cache:
     text: bool = key(
         True, "the captions' features too; training then keeps no text encoder on the GPU"
     )
+    masks: int = key(
+        4,
+        "image-to-video: masks of each clip whose conditions are encoded; training takes one of "
+        "them a time",
+    )
 
 
 @dataclass

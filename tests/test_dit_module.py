@@ -13,6 +13,7 @@ from model.vae import WanVAE
 from recipes.load import load
 from recipes.training import Fit
 from tests.drawn import draw
+from training import dit_module
 from training.batch import Batch, Bucket, pixels
 from training.dit_module import DiTModule
 
@@ -161,6 +162,45 @@ def test_image_to_video_is_told_the_given_frames_and_nothing_of_the_others():
     other.video[:, :, 0] = 0
     assert not torch.equal(one.given(other, one.generator(0, 0))["condition"], condition)
     assert one.losses(batch(), one.generator(0, 0)).total.shape == (3,)
+
+
+def told(module: DiTModule, one: Batch, *masks: list[int]) -> Batch:
+    """Cached, each clip with the condition of its own mask, written out."""
+    video, rows = pixels(one.video), []
+    for k, mask in enumerate(masks):
+        given = torch.tensor(mask)
+        latents = module.vae.encode(video[k : k + 1] * given[:, None, None]).mean[0]
+        rows.append(torch.cat([fold(given)[..., None, None].expand(-1, -1, 2, 4), latents]))
+    return replace(cached(module, one), condition=torch.stack(rows))
+
+
+def test_a_cached_condition_trains_as_the_pixels_do(monkeypatch):
+    one = module("objective.masks.random=1", "validate.timesteps=2", in_channels=36)
+    mask = [1, 0, 0, 1, 0]
+    monkeypatch.setattr(dit_module, "draw_mask", lambda *_: torch.tensor(mask, dtype=torch.bool))
+    latents, pixel = told(one, batch(), mask, mask, mask), batch()
+    losses = [one.losses(some, one.generator(3, 1)).total for some in (latents, pixel)]
+    torch.testing.assert_close(*losses)
+    validated = [one.measure(some, 0) for some in (latents, pixel)]
+    torch.testing.assert_close(*validated)
+    # each clip has its own: the second's alone changes
+    other = told(one, batch(), mask, [1, 1, 1, 1, 0], mask)
+    changed = one.losses(other, one.generator(3, 1)).total - losses[1]
+    assert [bool(value.abs() > 1e-4) for value in changed] == [False, True, False]
+
+
+def test_a_cached_image_is_given_nothing_as_one_of_pixels_is():
+    one = module("objective.masks.first=1", in_channels=36)
+    pixel = batch()
+    pixel.bucket, pixel.video = Bucket(32, 16, 1), pixel.video[:, :, :1]
+    latents = cached(one, pixel)
+    with torch.inference_mode():  # as Lightning validates; what is kept must do for training too
+        one.measure(latents, 0)
+    losses = [one.losses(some, one.generator(3, 1)).total for some in (latents, pixel)]
+    torch.testing.assert_close(*losses)
+    losses[0].mean().backward()
+    with pytest.raises(AttributeError):  # of a video without condition nothing is made up
+        one.losses(cached(one, batch()), one.generator(3, 1))
 
 
 def test_gradients_reach_every_weight_and_no_frozen_part():

@@ -180,8 +180,9 @@ def test_latents_of_another_vae_are_refused(cached, vae, profile, tmp_path):
         cache.check(str(tmp_path), vae)
 
 
-def test_a_vae_and_an_image_to_video_model_want_pixels(cached):
-    for arguments, kind in (([], "vae"), (["objective.masks.first=1"], "dit")):
+def test_a_vae_and_a_model_with_an_image_branch_want_pixels(cached):
+    branch = ["objective.masks.first=1", "image_encoder=clip"]
+    for arguments, kind in (([], "vae"), (branch, "dit"), (["image_encoder=clip"], "dit")):
         with pytest.raises(UsageError, match="trained on pixels"):
             ShardData(numbered.config(f"data.latents={cached}", *arguments), kind)
 

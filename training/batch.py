@@ -14,6 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+MEDIA = ("video", "mean", "logvar", "condition")  # of a batch, as many of each as samples
+TENSORS = (*MEDIA, "text")
+
 
 @dataclass(frozen=True, order=True)
 class Bucket:
@@ -51,6 +54,7 @@ class Batch:
     mean: Tensor | None = None  # [B, C, L, H/8, W/8], not normalised
     logvar: Tensor | None = None
     text: Tensor | None = None  # [B, N, D], cached features of the prompts, zero beyond each
+    condition: Tensor | None = None  # [B, 4 + C, L, H/8, W/8], cached: mask, latents not normalised
     tiers: list[str | None] = field(default_factory=list)
     scores: list[dict[str, float]] = field(default_factory=list)
     number: int = 0  # which of its step's, over all ranks: noise is drawn from (seed, step, number)
@@ -72,7 +76,7 @@ class Batch:
         return self._moved(Tensor.pin_memory)
 
     def _moved(self, move: Callable[[Tensor], Tensor]) -> "Batch":
-        tensors = {name: getattr(self, name) for name in ("video", "mean", "logvar", "text")}
+        tensors = {name: getattr(self, name) for name in TENSORS}
         return replace(self, **{n: move(one) for n, one in tensors.items() if one is not None})
 
 

@@ -1,12 +1,15 @@
 """Latent shards: clips as a VAE's posterior, encoded once, read instead of the video.
 
     <out>/{train,val}/00000.tar      <key>.json, .txt, .safetensors: mean, logvar, and its captions'
-                                    features (training.features)
+                                    features (training.features); of an image-to-video recipe's
+                                    videos condition.0, condition.1, …: [4 + C, L, h, w] each
                       00000.parquet  the index, with curation's columns; `media` is safetensors
-                      manifest.json  checksums, and which VAE and text encoder; written last
+                      manifest.json  checksums, which VAE and text encoder, and how masks were
+                                    drawn; written last
 
-Mean and log-variance are kept, not a sample of them, so that training may take either. The shards
-are those of `curation.shards` in all else, and `training.index` reads both.
+Mean and log-variance are kept, not a sample of them, so that training may take either. A condition
+is that of `model.condition` under a mask of its own, its latents as little normalised as the mean.
+The shards are those of `curation.shards` in all else, and `training.index` reads both.
 """
 
 import hashlib
@@ -14,7 +17,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,13 +32,14 @@ from curation.shards import INDEX, KEY, Tar, file_sha256, promised
 from model.text import TextEncoder
 from model.vae import WanVAE
 from recipes.load import UsageError
+from recipes.training import MASKS, Fit
 from training import features, foreign, tars
 from training.batch import Bucket
 from training.decode import Decoded
 from training.tars import Row
 
-FORMAT = "latents 2"
-DTYPE = torch.float16  # of mean and logvar: 11 bits, where bfloat16 has 8
+FORMAT = "latents 3"
+DTYPE = torch.float16  # of mean, logvar and conditions: 11 bits, where bfloat16 has 8
 ENCODES = ("encoder.", "conv1.")  # the weights that decide what latents are
 TEMPORARY = ".tmp-"
 
@@ -110,6 +114,39 @@ def check(folder: str, vae: WanVAE, text: TextEncoder | None = None) -> None:
             )
 
 
+def shares(masks: Mapping[str, float]) -> dict[str, float]:
+    """`objective.masks` as parts of one, those above 0; empty: text-to-video."""
+    some = {name: masks[name] for name in MASKS if masks.get(name, 0) > 0}
+    return {name: round(share / sum(some.values()), 6) for name, share in some.items()}
+
+
+def words(shares: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {shares[name]:.3g}" for name in MASKS if name in shares)
+
+
+def check_conditions(config: Fit) -> None:
+    """Refuses latents without conditions, and conditions under masks other than the recipe's.
+
+    Args:
+        config: of an image-to-video model, with `data.latents`.
+
+    Raises:
+        UsageError: they are such latents.
+    """
+    where = f"data.latents={config.data.latents}"
+    command = f"`python training/latents.py recipe={config.recipe or '…'}`"
+    wanted = shares(config.objective.masks)
+    for said in list(manifests(config.data.latents)) or [{}]:
+        drawn = (said.get("masks") or {}).get("shares")
+        if not drawn:
+            raise UsageError(f"{where}: has no conditions; encode it with {command}")
+        if drawn != wanted:
+            raise UsageError(
+                f"{where}: its masks were drawn as {words(drawn)}, objective.masks says "
+                f"{words(wanted)}; encode it anew with {command}, or give objective.masks as it was"
+            )
+
+
 @dataclass(frozen=True)
 class Piece:
     """One clip to encode."""
@@ -136,7 +173,7 @@ class Shard:
     folder: Path
     number: int
     pieces: list[Piece]
-    how: tuple  # what else decides its content: VAE, its precision, frame rate, text encoder
+    how: tuple  # what else decides its content: VAE, its precision, frame rate, text encoder, masks
 
     @property
     def name(self) -> str:
@@ -181,6 +218,7 @@ class Encoded:
     mean: Tensor | None = None  # [C, L, h, w]
     logvar: Tensor | None = None
     text: dict[str, Tensor] = field(default_factory=dict)  # [tokens, D], by training.features.name
+    conditions: list[Tensor] = field(default_factory=list)  # [4 + C, L, h, w]
     error: str = ""
 
 
@@ -228,6 +266,7 @@ def _packed(tar: Tar, one: Encoded, fps: float) -> dict[str, Any]:
         return row | {"status": "failed", "error_message": one.error}
     told = one.sample.told
     tensors = {"mean": one.mean.to(DTYPE), "logvar": one.logvar.to(DTYPE)}
+    tensors |= {f"condition.{k}": some.to(DTYPE) for k, some in enumerate(one.conditions)}
     tensors |= one.text
     data = save({name: tensor.contiguous().cpu() for name, tensor in tensors.items()})
     row |= {
@@ -268,7 +307,7 @@ def finish(folder: Path, shards: list[Shard], encoders: dict[str, Any], fps: flo
     """Writes the manifest, last; None where other processes still write shards.
 
     Args:
-        encoders: what the manifest says of the VAE and the text encoder.
+        encoders: what the manifest says of the VAE, the text encoder, and masks.
     """
     if not all(shard.finished() for shard in shards):
         return None

@@ -60,10 +60,12 @@ class ShardData(LightningDataModule):
                 f"buckets.batches={config.buckets.batches}: wants a multiple of the {world} "
                 "processes that read"
             )
-        if config.data.latents and (kind == "vae" or any(config.objective.masks.values())):
+        conditions = bool(config.data.latents) and any(config.objective.masks.values())
+        if config.data.latents and (kind == "vae" or config.image_encoder):
+            why = "a VAE is" if kind == "vae" else "CLIP's tokens are not cached, so it is"
+            what = "" if kind == "vae" else f" with image_encoder={config.image_encoder}"
             raise UsageError(
-                f"data.latents={config.data.latents}: a VAE and an image-to-video model are "
-                "trained on pixels; leave it out"
+                f"data.latents={config.data.latents}{what}: {why} trained on pixels; leave it out"
             )
         if config.data.latents and (config.buckets.zoom != 1 or config.buckets.flip):
             raise UsageError(
@@ -77,6 +79,8 @@ class ShardData(LightningDataModule):
         self.buckets = buckets.buckets(config.buckets)
         self.index = gather(config.data, "train")
         self.val_index = gather(config.data, "val")
+        if conditions:
+            cache.check_conditions(config)
         self.phases = [
             allotment.Phase(step, *self.pools(self.index, longest))
             for step, longest in buckets.phases(config.buckets)
@@ -92,6 +96,7 @@ class ShardData(LightningDataModule):
             config.seed,
             config.buckets.zoom,
             config.buckets.flip,
+            conditions,
         )
         self.state: dict[str, Any] | None = None
         self._reading: WeakSet[Generator] = WeakSet()

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from model.condition import MASK_CHANNELS
 from training import features, foreign, tars
 from training.batch import Bucket
 from training.frames import MIDDLE, Box, BrokenError, View, image, line, video
@@ -29,6 +30,7 @@ class Taste:
     seed: int = 0
     zoom: float = 1.0
     flip: bool = False
+    conditions: bool = False  # of cached clips: for an image-to-video model
 
     def view(self, zoom: float, x: float, y: float, flip: float) -> View:
         """Of four numbers from 0 to 1."""
@@ -47,6 +49,7 @@ class Decoded:
     video: Tensor | None = None  # uint8 [3, T, H, W]
     mean: Tensor | None = None  # [C, L, H/8, W/8]
     logvar: Tensor | None = None
+    condition: Tensor | None = None  # [4 + C, L, H/8, W/8], mask and latents, not normalised
     text: Tensor | None = None  # [tokens, D], cached features of the prompt
     told: dict[str, Any] = field(default_factory=dict)  # its JSON
 
@@ -57,7 +60,8 @@ def decode(
     """Reads a sample.
 
     Args:
-        epoch: HELD_OUT takes the middle of a clip and always the same caption.
+        epoch: HELD_OUT takes the middle of a clip, always the same caption, and the first of the
+            conditions that are cached.
         place: 0 … 1, which of the possible first frames instead.
 
     Raises:
@@ -80,6 +84,10 @@ def decode(
         if row.media == "safetensors":
             tensors = cached(media)
             found.mean, found.logvar = posterior(tensors, bucket)
+            if taste.conditions and not bucket.is_image:
+                # which frames a cached clip begins with was settled when it was encoded; held out,
+                # the first is taken however many there are
+                found.condition = condition(tensors, bucket, 0.0 if held_out else where)
         elif row.media == "mp4":
             found.video, span = video(
                 media, bucket, taste.fps, place, box(told), row.length_s, view
@@ -202,3 +210,28 @@ def posterior(found: dict[str, Tensor], bucket: Bucket) -> tuple[Tensor, Tensor]
     if mean.shape != logvar.shape or mean.ndim != 4 or mean.shape[1] < frames:
         raise BrokenError(f"a posterior of {list(mean.shape)}, fewer than {frames} latent frames")
     return mean[:, :frames].float(), logvar[:, :frames].float()
+
+
+def condition(found: dict[str, Tensor], bucket: Bucket, which: float) -> Tensor:
+    """What is given of a clip, [4 + C, L, h, w]: mask channels, and latents, not normalised.
+
+    Of a longer clip the first frames: the VAE is causal, so what is left is the condition of the
+    shorter clip, except that a given last frame is cut off with the rest: of first and last the
+    first is left. Those that then give all frames or none are passed over where there are others.
+
+    Args:
+        which: 0 … 1, of several.
+
+    Raises:
+        BrokenError: it has none that belongs to its posterior.
+    """
+    frames = 1 + (bucket.frames - 1) // 4
+    whole = [found[name] for name in (f"condition.{k}" for k in range(len(found))) if name in found]
+    channels, *size = found["mean"].shape
+    if not whole or any(one.shape != (MASK_CHANNELS + channels, *size) for one in whole):
+        shapes = ", ".join(str(list(one.shape)) for one in whole)
+        raise BrokenError(f"conditions of {shapes}" if whole else "it has no conditions")
+    masks = [one[:MASK_CHANNELS, :frames, 0, 0] for one in whole]
+    some = [one for one, mask in zip(whole, masks, strict=True) if mask.any() and not mask.all()]
+    some = some or whole
+    return some[int(which * len(some))][:, :frames].float()

@@ -2,7 +2,7 @@
 
 Latents come cached or from the frozen VAE; prompts are dropped now and then, so that guidance has
 an empty prompt to point away from. An image-to-video model learns from masks jointly (section 5.1):
-which frames are given is drawn for each batch.
+which frames are given is drawn for each batch, or for each clip when it is encoded.
 
 Validation measures the loss at fixed noise levels with fixed noise, on held-out clips: the same
 question every time, so that the curve shows learning and nothing else.
@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from model import flow
-from model.condition import condition
+from model.condition import MASK_CHANNELS, condition
 from model.dit import WanDiT
 from model.image import ImageEncoder
 from model.text import TextEncoder
 from model.vae import Posterior, WanVAE
 from recipes.training import Fit
-from training.batch import Batch, pixels
+from training.batch import Batch, Bucket, pixels
 from training.features import Features
 from training.masks import draw_mask
 from training.module import Losses, Trained
@@ -50,6 +50,7 @@ class DiTModule(Trained):
         # not submodules: frozen parts are neither saved with every checkpoint nor sharded
         self._parts = {"vae": vae, "text": text, "image": image}
         self.features = Features(text)
+        self._nothing: dict[Bucket, Tensor] = {}
 
     @property
     def vae(self) -> WanVAE:
@@ -142,15 +143,32 @@ class DiTModule(Trained):
         config = self.network.config
         if config["in_channels"] == config["out_channels"]:
             return {}
-        objective, frames = self.config.objective, batch.bucket.frames
-        video = pixels(batch.video)
-        mask = draw_mask(frames, objective.masks, generator)
-        told = {"condition": condition(self.vae, video, mask)}
-        if config["image_width"]:
+        told = {"condition": self.condition(batch, generator)}
+        if config["image_width"]:  # whose latents are not cached
+            video = pixels(batch.video)
             last = video[:, :, -1] if config["image_positions"] else None
             tokens = self._parts["image"].encode(video[:, :, 0], last)
             if dropout:
-                keep = torch.rand(len(batch), generator=generator) >= objective.image_dropout
+                share = self.config.objective.image_dropout
+                keep = torch.rand(len(batch), generator=generator) >= share
                 tokens = tokens * keep.to(tokens)[:, None, None]
             told["image"] = tokens
         return told
+
+    def condition(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Mask and normalised latents [B, 4 + C, L, H/8, W/8] of the frames that are given."""
+        if batch.condition is not None:
+            told = batch.condition.float()
+            mask, latents = told[:, :MASK_CHANNELS], told[:, MASK_CHANNELS:]
+            return torch.cat([mask, self.vae.normalize(latents)], 1)
+        if batch.video is None and batch.bucket.is_image:
+            return self.nothing(batch.bucket).expand(len(batch), -1, -1, -1, -1)
+        mask = draw_mask(batch.bucket.frames, self.config.objective.masks, generator)
+        return condition(self.vae, pixels(batch.video), mask)
+
+    def nothing(self, bucket: Bucket) -> Tensor:
+        """The condition of an image, which is given nothing: encoded once for all of a size."""
+        if bucket not in self._nothing:
+            grey = torch.zeros(1, 3, 1, bucket.height, bucket.width, device=self.device)
+            self._nothing[bucket] = condition(self.vae, grey, torch.zeros(1, dtype=torch.bool))
+        return self._nothing[bucket]

@@ -1,5 +1,6 @@
 """Clips through a VAE into latent shards: which clips, in which order, by which process."""
 
+import hashlib
 import os
 import time
 from collections import defaultdict
@@ -12,16 +13,19 @@ from rich.table import Table
 from rich.text import Text
 from torch.utils.data import Dataset
 
+from model.condition import MASK_CHANNELS, condition
 from model.text import TextEncoder
 from model.vae import WanVAE
 from recipes.load import UsageError
 from recipes.training import Latents
 from training import cache, console, features
+from training.batch import pixels
 from training.cache import Encoded, Piece, Shard
 from training.data import ShardData, no_main
 from training.decode import HELD_OUT, BrokenError, Decoded, Taste, decode
 from training.features import Features
 from training.index import Index
+from training.masks import draw_mask
 from training.progress import duration
 from training.reader import Tally
 
@@ -74,8 +78,13 @@ class Encoding:
             raise UsageError("latents are encoded as they are: buckets.zoom=1 buckets.flip=false")
         if vae.compression != (4, 8, 8):
             raise UsageError(f"vae={config.vae}: compresses by {vae.compression}, not by (4, 8, 8)")
-        if config.cache.windows < 1 or config.cache.samples < 1:
-            raise UsageError("cache.windows and cache.samples want at least 1")
+        if min(config.cache.windows, config.cache.samples, config.cache.masks) < 1:
+            raise UsageError("cache.windows, cache.samples and cache.masks want at least 1")
+        if config.image_encoder:
+            raise UsageError(
+                f"image_encoder={config.image_encoder}: its tokens are not cached, so the model is "
+                "trained on pixels; image_encoder=null encodes for one without image branch"
+            )
         self.config, self.vae, self.out, self.rank, self.world = (
             config,
             vae.eval(),
@@ -92,7 +101,14 @@ class Encoding:
         read = None if text is None else features.fingerprint(text)
         if text is not None:
             self.encoders["text"] = {"sha256": read, "name": text.name, "width": text.width}
-        self.how = (self.vae_sha256, str(cache.DTYPE), self.half, config.buckets.fps, read)
+        how = (self.vae_sha256, str(cache.DTYPE), self.half, config.buckets.fps, read)
+        self.shares = cache.shares(config.objective.masks)
+        self.masks = config.cache.masks if self.shares else 0  # of each video
+        if self.masks:
+            masks = {"count": self.masks, "shares": self.shares, "seed": config.seed}
+            self.encoders["masks"] = masks
+            how = (*how, masks)
+        self.how = how
         self.shards = {split: self._shards(split) for split in SPLITS}
         self.tally = Tally(config.data.broken_share)
         self.took_s = 0.0
@@ -173,12 +189,14 @@ class Encoding:
         for pieces in self._chunks(shard):
             found = list(zip(pieces, next(clips), strict=True))
             good = [(piece, sample) for piece, (sample, _) in found if sample is not None]
-            posteriors = iter(zip(*self._posterior([one for _, one in good]), strict=True))
+            posteriors = zip(*self._posterior([one for _, one in good]), strict=True)
+            both = zip(posteriors, self._conditions(good), strict=True)
             for piece, (sample, error) in found:
                 if sample is None:
                     yield Encoded(piece, None, error=error)
                 else:
-                    yield Encoded(piece, sample, *next(posteriors), self._text(sample))
+                    posterior, conditions = next(both)
+                    yield Encoded(piece, sample, *posterior, self._text(sample), conditions)
 
     def _text(self, sample: Decoded) -> dict[str, torch.Tensor]:
         """Features of all its captions."""
@@ -193,11 +211,42 @@ class Encoding:
         """Mean and log-variance of each."""
         if not samples:
             return [], []
-        video = torch.stack([one.video for one in samples]).to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
-            parts = list(self.vae.encode_stream([video.float() / 127.5 - 1]))
+            parts = list(self.vae.encode_stream([self._video(samples)]))
         both = [(part.mean.float(), part.logvar.float()) for part in parts]
         return tuple(list(torch.cat(some, 2).cpu()) for some in zip(*both, strict=True))
+
+    def _video(self, samples: list[Decoded]) -> torch.Tensor:
+        """[B, 3, T, H, W] in -1..1."""
+        return pixels(torch.stack([one.video for one in samples]).to(self.device))
+
+    @torch.no_grad()
+    def _conditions(self, some: list[tuple[Piece, Decoded]]) -> list[list[torch.Tensor]]:
+        """Those of each clip, one a mask; none of an image, which is given nothing."""
+        drawn = [
+            [] if piece.bucket.is_image else [self._mask(piece, k) for k in range(self.masks)]
+            for piece, _ in some
+        ]
+        # clips that are given the same frames go through the VAE together, and once each
+        alike: dict[tuple[bool, ...], list[int]] = defaultdict(list)
+        for at, masks in enumerate(drawn):
+            for mask in dict.fromkeys(masks):
+                alike[mask].append(at)
+        told: dict[tuple[int, tuple[bool, ...]], torch.Tensor] = {}
+        for mask, clips in alike.items():
+            video = self._video([some[at][1] for at in clips])
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+                found = condition(self.vae, video, torch.tensor(mask)).float()
+            found[:, MASK_CHANNELS:] = self.vae.denormalize(found[:, MASK_CHANNELS:])
+            told |= {(at, mask): one for at, one in zip(clips, found.cpu(), strict=True)}
+        return [[told[at, mask] for mask in masks] for at, masks in enumerate(drawn)]
+
+    def _mask(self, piece: Piece, number: int) -> tuple[bool, ...]:
+        """Which frames of a clip its condition of that number gives: always the same."""
+        text = f"{self.config.seed}/{piece.key}/{number}"
+        digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+        return tuple(draw_mask(piece.bucket.frames, self.shares, generator).tolist())
 
     def table(self) -> Table:
         """What is there now."""
@@ -215,6 +264,8 @@ class Encoding:
         grid.add_row("vae", self.vae_sha256[:16])
         text = self.encoders.get("text")
         grid.add_row("text", f"{text['name']} {text['sha256'][:16]}" if text else "not encoded")
+        if self.masks:
+            grid.add_row("masks", f"{self.masks} a video: {cache.words(self.shares)}")
         grid.add_row("train", Text(f"python training/fit.py … data.latents={self.out}"))
         return grid
 

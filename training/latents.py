@@ -4,6 +4,9 @@
     python training/latents.py recipe=480p data.shards=PATH vae=Wan2.1_VAE.pth cache.windows=2
     python training/fit.py recipe=480p data.latents=runs/latents/480p
 
+Of an image-to-video recipe's videos it also encodes what `cache.masks` masks give, drawn as
+`objective.masks` says, so that a step encodes nothing.
+
 Killed at any moment, the same command goes on with the next shard. Several processes share the work
 (`torchrun --nproc-per-node=8 training/latents.py …`), each with shards of its own. Training with
 another VAE or text encoder than encoded them is refused. `--help` lists every key.

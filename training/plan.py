@@ -119,7 +119,7 @@ class Plan:
 
     def _encoders(self, load: Full) -> float:
         config = self.config
-        clips = int(config.data.latents is None) + any(config.objective.masks.values())
+        clips = 0 if config.data.latents else 1 + any(config.objective.masks.values())
         if not self.networks.is_dit:
             return 0.0
         encoded = clips and clips * flops.of_encoding(self.networks.vae.config, load.bucket)

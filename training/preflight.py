@@ -100,7 +100,7 @@ def _load(config: Fit, on: Machine, networks: Networks, batch: Full) -> Load:
     if networks.is_dit:
         found = footprint.of_dit(trained.config, batch.bucket, batch.samples, asked)
         still = {"encoders": sum(one.bytes for one in networks.still)}
-        if not config.data.latents or any(config.objective.masks.values()):
+        if not config.data.latents:
             most = workload.heaviest(config)
             vae = networks.vae.config
             little = on.memory // 20

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, Sampler, get_worker_info
 
-from training.batch import Batch, Bucket, Step
+from training.batch import MEDIA, Batch, Bucket, Step
 from training.decode import BrokenError, Decoded, Taste, decode
 from training.tars import Row
 
@@ -86,7 +86,7 @@ class Reader(Dataset):
             if sample is None:
                 step.lost += 1
                 continue
-            for name in ("video", "mean", "logvar"):
+            for name in MEDIA:
                 tensor = getattr(sample, name)
                 if tensor is None:
                     continue

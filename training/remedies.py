@@ -98,7 +98,7 @@ def groups(plan: Plan) -> Iterator[list[Change]]:
     if plan.peak.name == "samples":
         yield [Change({"validate.sample_every": 0}, on)]
     yield [Change(keys, on) for keys in again]
-    if plan.peak.name == "encoding" and not any(config.objective.masks.values()):
+    if plan.peak.name == "encoding" and not config.image_encoder:
         # what `python training/latents.py recipe=…` writes by itself
         yield [Change({"data.latents": f"{config.runs}/latents/{plan.name}"}, on)]
     yield [Change(few | keys, on) for few in fewer(config) for keys in [{}, *again]]
