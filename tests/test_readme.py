@@ -121,7 +121,7 @@ def test_each_command_runs_end_to_end_at_its_smallest_size(arguments, made, tmp_
     if not any(word.startswith("source=") for word in arguments):
         shutil.copytree(made, out)  # the command goes on with what the first one made
     small = {"source=~/videos": f"source={videos}", "synthetic.count=4": "synthetic.count=1"}
-    small["synthetic.count=2000"] = "synthetic.count=2"
+    small["synthetic.count=12000"] = "synthetic.count=2"
     words = [small.get(word, word) for word in arguments if not word.startswith("out=")]
     assert curated(*words, f"out={out}") == 0
     assert capsys.readouterr().out

@@ -58,7 +58,7 @@ HELD_OUT = [
     if (i + j + k) % 4 == 0
 ]
 PARTS = ("data", "vae", "t2v", "i2v", "curation", "curves")
-COUNT = 4000  # rendered videos
+COUNT = 12_000  # rendered videos
 SAMPLES = 200
 
 
