@@ -67,8 +67,8 @@ def test_a_missing_object_lowers_its_share():
     assert single(of_frames(frames, "Cat", object_class="Cat")) == 0.5
     assert both(of_frames(frames, "", multiple_objects={"object": "cat and dog"})) == 0.25
     assert both(of_frames(frames, "", multiple_objects="cat and horse")) == 0
-    for measure in (single, both):
-        assert np.isnan(measure(of_frames(frames, "a cat")))
+    for one in (single, both):
+        assert np.isnan(one(of_frames(frames, "a cat")))
     with pytest.raises(UsageError, match="object_class=7; it wants words"):
         single(of_frames(frames, "a cat", object_class=7))
 
