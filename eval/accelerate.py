@@ -76,34 +76,32 @@ def accelerate(config: Acceleration) -> None:
     lpips = config.backbones.lpips
     perceptual = load_perceptual(lpips, device) if lpips else None
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        about = card(layouts.find(config.checkpoint))
-        settings = wanted(config, about)
-        bundle = load_bundle(about, device, getattr(torch, config.dtype) if config.dtype else None)
-        scene = Scene.of(bundle, prompts, settings, config.batch)
-        seeds = [config.seed + STRIDE * i for i in range(len(prompts))]
-        noise, others = scene.noise(seeds), scene.noise([seed + 1 for seed in seeds])
-        uncached = Variant("uncached", settings.steps)
-        asked = [parsed(text, scene, config.rescale) for text in dict.fromkeys(config.variants)]
-        variants, controls = with_controls(asked, uncached, scene, noise)
-        take_turns(variants, scene, noise, config.turns)
-        twin = Variant("twin", settings.steps)
-        scene.sample(twin, others)
-        goal = decoded(scene, uncached.latents)
-        far = {
-            one.name: away(one.latents, goal, scene, perceptual) for one in [*variants[1:], twin]
-        }
-        found = report(config, scene, prompts, seeds, variants, controls, far, perceptual)
-        with whole(out / "acceleration.json") as part:
-            part.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        with memory.told(config.out):
+            out.mkdir(parents=True, exist_ok=True)
+            about = card(layouts.find(config.checkpoint))
+            settings = wanted(config, about)
+            bundle = load_bundle(
+                about, device, getattr(torch, config.dtype) if config.dtype else None
+            )
+            scene = Scene.of(bundle, prompts, settings, config.batch)
+            seeds = [config.seed + STRIDE * i for i in range(len(prompts))]
+            noise, others = scene.noise(seeds), scene.noise([seed + 1 for seed in seeds])
+            uncached = Variant("uncached", settings.steps)
+            asked = [parsed(text, scene, config.rescale) for text in dict.fromkeys(config.variants)]
+            variants, controls = with_controls(asked, uncached, scene, noise)
+            take_turns(variants, scene, noise, config.turns)
+            twin = Variant("twin", settings.steps)
+            scene.sample(twin, others)
+            goal = decoded(scene, uncached.latents)
+            far = {
+                one.name: away(one.latents, goal, scene, perceptual)
+                for one in [*variants[1:], twin]
+            }
+            found = report(config, scene, prompts, seeds, variants, controls, far, perceptual)
+            with whole(out / "acceleration.json") as part:
+                part.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", "utf-8")
     except (CheckpointError, sampler.TaskError) as error:
         raise UsageError(str(error)) from error
-    except OSError as error:
-        raise UsageError(f"out={config.out}: can't be written ({error.strerror})") from error
-    except (MemoryError, RuntimeError) as error:
-        if memory.is_exhausted(error):
-            raise UsageError("memory ran out: try size=, fewer frames=, or batch=1") from error
-        raise
     print("\n".join(lines(found, out)))
 
 

@@ -22,8 +22,7 @@ from torch import Tensor, nn
 
 from eval import stats
 from eval.reconstruction import CEILING, Perceptual, by_frame
-from eval.report import plain
-from eval.stats import Draws, Scores
+from eval.stats import Draws, Scores, plain
 from model import flow, sampler
 from model.bundle import Bundle
 from model.distance import psnr, psnr_frames, ssim

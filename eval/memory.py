@@ -1,12 +1,15 @@
 """How much memory a sample takes, roughly, and what would fit where it did not."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 
 from model.bundle import Bundle
 from model.sampler import Settings
+from recipes.keys import UsageError
 
 SIZES = ((1280, 720), (832, 480), (640, 368), (416, 240), (256, 144), (64, 64))
 
@@ -18,6 +21,23 @@ def is_exhausted(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and (
         "DefaultCPUAllocator" in str(error) or "not enough memory" in str(error)
     )
+
+
+@contextmanager
+def told(out: str) -> Iterator[None]:
+    """Says in one line that memory ran out, or that `out=` can't be written.
+
+    Raises:
+        UsageError: one of the two.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"out={out}: can't be written ({error.strerror})") from error
+    except (MemoryError, RuntimeError) as error:
+        if is_exhausted(error):
+            raise UsageError("memory ran out: try size=, fewer frames=, or batch=1") from error
+        raise
 
 
 def needed(bundle: Bundle, settings: Settings, batch: int = 1) -> int:

@@ -17,7 +17,8 @@ vaes             name, path, SHA-256, compression (time, height, width), latent_
                  worst 5 %; streaming: apart (largest difference from one
                  shot), tolerance, equals_whole; rfvd: null without I3D
 comparisons      of each other VAE with the first, paired by clip: verdict, and by measure delta
-                 (positive: better), low, high, wins, ties, losses, p, adjusted p, detectable
+                 (positive: better), low, high, wins, ties, losses, p, adjusted p, detectable,
+                 prompts (here: clips); floor is null
 by_clip          measure → [VAE][clip]
 provenance       commit, versions, device, command, date, configuration
 """
@@ -80,33 +81,28 @@ def reconstruct(config: Reconstruction) -> None:
     source = Source.of(config, [vae.compression for vae in vaes])
     lpips, i3d = config.backbones.lpips, config.backbones.i3d
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        perceptual = load_perceptual(lpips, device) if lpips else None
-        features = load_i3d(i3d, device) if i3d else None
-        tables = [
-            Table.of(name, spec, vae)
-            for name, spec, vae in zip(labels(config.vae), config.vae, vaes, strict=True)
-        ]
-        with exact(), progress(min(config.most, len(source.clips))) as advance:
-            for some in source.batches(config.batch, config.most):
-                for table, vae in zip(tables, vaes, strict=True):
-                    take(table, vae, some.to(device), perceptual, features)
-                advance(len(some))
-        if not source.read:
-            raise UsageError(source.emptiness())
-        for table, vae in zip(tables, vaes, strict=True):
-            show_worst(table, vae, source, device, out)
-        found = report(config, source, tables, {"lpips": perceptual, "i3d": features}, device)
-        with whole(out / "reconstruction.json") as part:
-            part.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        with memory.told(config.out):
+            out.mkdir(parents=True, exist_ok=True)
+            perceptual = load_perceptual(lpips, device) if lpips else None
+            features = load_i3d(i3d, device) if i3d else None
+            tables = [
+                Table.of(name, spec, vae)
+                for name, spec, vae in zip(labels(config.vae), config.vae, vaes, strict=True)
+            ]
+            with exact(), progress(min(config.most, len(source.clips))) as advance:
+                for some in source.batches(config.batch, config.most):
+                    for table, vae in zip(tables, vaes, strict=True):
+                        take(table, vae, some.to(device), perceptual, features)
+                    advance(len(some))
+            if not source.read:
+                raise UsageError(source.emptiness())
+            for table, vae in zip(tables, vaes, strict=True):
+                show_worst(table, vae, source, device, out)
+            found = report(config, source, tables, {"lpips": perceptual, "i3d": features}, device)
+            with whole(out / "reconstruction.json") as part:
+                part.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", "utf-8")
     except BackboneError as error:
         raise UsageError(f"backbones.i3d={error}") from error
-    except OSError as error:
-        raise UsageError(f"out={config.out}: can't be written ({error.strerror})") from error
-    except (MemoryError, RuntimeError) as error:
-        if memory.is_exhausted(error):
-            raise UsageError("memory ran out: try size=, fewer frames=, or batch=1") from error
-        raise
     print("\n".join(lines(found, out)))
 
 

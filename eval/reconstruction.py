@@ -25,8 +25,7 @@ from torch import Tensor, nn
 
 from eval import stats
 from eval.measures.encoders import weights_sha256
-from eval.report import plain
-from eval.stats import Draws, Scores
+from eval.stats import Draws, Scores, plain
 from model.distance import psnr, psnr_frames, ssim
 from model.efficientnet import EfficientNetDistance, load_efficientnet
 from model.lpips import load_lpips
@@ -255,19 +254,7 @@ def compared(first: Table, second: Table, clips: Sequence[str], draws: Draws) ->
         "better": list(verdict.better),
         "worse": list(verdict.worse),
         "measures": {
-            name: {
-                "delta": one.delta.value,
-                "low": plain(one.delta.low),
-                "high": plain(one.delta.high),
-                "wins": one.wins,
-                "ties": one.ties,
-                "losses": one.losses,
-                "p": one.p,
-                "adjusted": p,
-                "test": one.test,
-                "detectable": plain(one.detectable),
-            }
-            for (name, one), p in zip(found.items(), adjusted, strict=True)
+            name: one.told(p) for (name, one), p in zip(found.items(), adjusted, strict=True)
         },
     }
 

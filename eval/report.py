@@ -36,7 +36,7 @@ from eval import ballot, preference, provenance, recorded, stats, totals
 from eval.contenders import Contender
 from eval.measures.measure import Measure
 from eval.scoring import Table
-from eval.stats import Draws, compare, holm
+from eval.stats import Draws, compare, holm, plain
 from eval.suite import Suite
 from eval.video_out import whole
 from recipes.evaluation import Evaluation
@@ -149,23 +149,7 @@ def compared(
         "verdict": verdict.words,
         "better": list(verdict.better),
         "worse": list(verdict.worse),
-        "measures": {
-            name: {
-                "delta": plain(one.delta.value),
-                "low": plain(one.delta.low),
-                "high": plain(one.delta.high),
-                "wins": one.wins,
-                "ties": one.ties,
-                "losses": one.losses,
-                "p": one.p,
-                "adjusted": adjusted.get(name),
-                "test": one.test,
-                "detectable": plain(one.detectable),
-                "floor": plain(one.floor),
-                "prompts": one.prompts,
-            }
-            for name, one in found.items()
-        },
+        "measures": {name: one.told(adjusted.get(name)) for name, one in found.items()},
         "left_out": left_out,
     }
 
@@ -323,11 +307,6 @@ def labels(paths: Sequence[str]) -> list[str]:
         f"{one} ({found[:k].count(one) + 1})" if one in found[:k] else one
         for k, one in enumerate(found)
     ]
-
-
-def plain(value: float) -> float | None:
-    """JSON has neither NaN nor infinity."""
-    return float(value) if np.isfinite(value) else None
 
 
 def write(found: dict[str, Any], out: Path) -> None:

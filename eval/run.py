@@ -25,7 +25,7 @@ def evaluate(config: Evaluation) -> None:
     from rich.console import Console
     from rich.progress import Progress
 
-    from eval import board, contenders, page, report, selftest
+    from eval import board, contenders, memory, page, report, selftest
     from eval.measures.catalog import Catalog
     from eval.sample import chosen
     from eval.scoring import Known, packaged, score
@@ -63,10 +63,11 @@ def evaluate(config: Evaluation) -> None:
         measures += packaged(package, elsewhere, compared, suite, known, tables, out / "vbench")
     found = report.report(config, suite, measures, compared, tables, tested, out)
     found["took_s"] = round(time.monotonic() - began, 1)
-    report.write(found, out)
-    report.write_vbenchs(compared, tables, out)
-    board.write(found, compared, out)
-    (out / "report.html").write_text(page.page(found, compared), "utf-8")
+    with memory.told(config.out):
+        report.write(found, out)
+        report.write_vbenchs(compared, tables, out)
+        board.write(found, compared, out)
+        (out / "report.html").write_text(page.page(found, compared), "utf-8")
     for line in report.closing(found, out):
         print(line)
 

@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 
 from curation.video import VideoError, clip_frames, probe
-from eval import inputs
+from eval import inputs, memory
 from eval.contenders import Contender
 from eval.measures.measure import Measure, Video
 from eval.stats import Scores
@@ -124,6 +124,8 @@ def score(
                     try:
                         value = measure(video)
                     except (cv2.error, ValueError, RuntimeError, UsageError) as error:
+                        if memory.is_exhausted(error):  # the next video won't fit either
+                            raise UsageError(f"{measure.name}: memory ran out") from error
                         # too small for a network, or asked for in another form: its number only
                         tables[k].broken.append(f"{path.name}: {measure.name}: {one_line(error)}")
                         continue

@@ -140,6 +140,28 @@ class Comparison:
     floor: float
     prompts: int
 
+    def told(self, adjusted: float | None) -> dict[str, float | int | str | None]:
+        """For JSON, with p adjusted for all measures; null where a number is not finite."""
+        return {
+            "delta": plain(self.delta.value),
+            "low": plain(self.delta.low),
+            "high": plain(self.delta.high),
+            "wins": self.wins,
+            "ties": self.ties,
+            "losses": self.losses,
+            "p": self.p,
+            "adjusted": adjusted,
+            "test": self.test,
+            "detectable": plain(self.detectable),
+            "floor": plain(self.floor),
+            "prompts": self.prompts,
+        }
+
+
+def plain(value: float) -> float | None:
+    """JSON has neither NaN nor infinity."""
+    return float(value) if np.isfinite(value) else None
+
 
 def compare(first: Scores, second: Scores, draws: Draws, tests: int = 1) -> Comparison:
     """Compares two checkpoints on what both were measured on.

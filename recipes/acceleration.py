@@ -2,19 +2,9 @@
 
 from dataclasses import dataclass
 
+from recipes.reconstruction import PerceptualBackbone
 from recipes.sample import DTYPES, SOLVERS
 from recipes.schema import key, section
-
-
-@dataclass
-class AccelerationBackbones:
-    """A network that one of the measures looks through; without it that measure is not made."""
-
-    lpips: str | None = key(
-        None,
-        "LPIPS weights: torchvision's alexnet-owt-7be5be79.pth or vgg16-397923af.pth, or "
-        "owner/name on the hub; effnet-lite0 needs no file: a perceptual distance, but not LPIPS",
-    )
 
 
 @dataclass
@@ -48,6 +38,6 @@ class Acceleration:
     dtype: str | None = key(
         None, "of the uncached run's DiT; null: bfloat16 on a GPU, else float32", choices=DTYPES
     )
-    backbones: AccelerationBackbones = section(AccelerationBackbones)
+    backbones: PerceptualBackbone = section(PerceptualBackbone)
     device: str = key("auto", "what computes", choices=("auto", "cuda", "cpu"))
     out: str = key("runs/acceleration", "the folder of acceleration.json")

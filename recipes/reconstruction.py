@@ -6,14 +6,20 @@ from recipes.schema import key, section
 
 
 @dataclass
-class ReconstructionBackbones:
-    """Networks that two of the measures look through; without its own a measure is not made."""
+class PerceptualBackbone:
+    """A network that one of the measures looks through; without it that measure is not made."""
 
     lpips: str | None = key(
         None,
         "LPIPS weights: torchvision's alexnet-owt-7be5be79.pth or vgg16-397923af.pth, or "
         "owner/name on the hub; effnet-lite0 needs no file: a perceptual distance, but not LPIPS",
     )
+
+
+@dataclass
+class ReconstructionBackbones(PerceptualBackbone):
+    """Networks that two of the measures look through; without its own a measure is not made."""
+
     i3d: str | None = key(
         None, "rFVD: i3d_torchscript.pt, as StyleGAN-V has it; it is code, so only from a good hand"
     )

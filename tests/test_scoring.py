@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from curation.synthetic import encode, shapes
-from eval import ballot, contenders, report, selftest
+from eval import ballot, contenders, memory, report, selftest
 from eval.contenders import Contender
 from eval.measures.measure import Measure
 from eval.scoring import Known, Table, score
@@ -209,3 +210,15 @@ def test_a_self_test_of_other_backbones_is_none(tmp_path):
     other = Measure("sharpness", len, "", True, "", ("net", "def"))
     assert selftest.known([other], tmp_path) is None
     assert selftest.known([Measure("noise", len, "", True, "")], tmp_path)["faults"] == []
+
+
+def test_memory_that_ran_out_stops_the_run_and_is_told(films, tmp_path):
+    def hungry(video) -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    suite = Suite.of("x", [Prompt("a"), Prompt("b")])
+    with pytest.raises(UsageError, match="hungry: memory ran out"):
+        measured(films, suite, [Measure("hungry", hungry, "", True, "")], Known(tmp_path / "s"))
+    written = pytest.raises(UsageError, match=r"out=x: can't be written \(No space left")
+    with written, memory.told("x"):
+        raise OSError(28, "No space left on device")
