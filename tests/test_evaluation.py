@@ -97,6 +97,11 @@ def test_the_verdict_names_what_was_planted(good, scenes, suite, tmp_path, capsy
     row = found["measures"]["sharpness"]
     assert row["high"] < 0
     assert (row["wins"], row["losses"]) == (0, row["prompts"])
+    # p is adjusted for all that have a better side; the smallest of them by their number
+    judged = [one for one in found["measures"].values() if one["adjusted"] is not None]
+    assert len(judged) == 5
+    least = min(one["p"] for one in judged)
+    assert min(one["adjusted"] for one in judged) == pytest.approx(min(1, 5 * least))
     # the other way round it is better
     ran(capsys, f"videos={blurred},{good}", *keys)
     assert "sharpness" in told(out)["comparisons"][0]["better"]
