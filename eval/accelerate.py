@@ -1,4 +1,4 @@
-"""A checkpoint against itself, with caches, fewer steps or another type: how fast, and how near.
+"""A checkpoint against itself, with caches, fewer steps or fewer bits: how fast, and how near.
 
     python eval/accelerate.py checkpoint=runs/tiny/2026-01-31
     python eval/accelerate.py checkpoint=… variants=[guidance=4,step=0.08+guidance=4,steps=20]
@@ -12,7 +12,8 @@ A table in the terminal, and `out`/acceleration.json:
 format           of this file: 1
 checkpoint       path, kind, step, weights (SHA-256); random: whether its weights are drawn
 settings         size, frames, steps, guidance, shift, solver, dtype, batch; prompts, seeds
-uncached         steps, passes (of a video), seconds (median, all videos), turns
+uncached         steps, passes (of a video), seconds (median, all videos), turns, weight_bytes (of
+                 the DiT)
 variants         name → the same, and speed_up; psnr, ssim, lpips or perceptual: mean and worst over
                  videos, frames_mean, frames_worst, by_video; gates: psnr, ssim; step_cache and
                  guidance_cache as settings; control: name; nearer: dB by which it is nearer than
@@ -49,6 +50,7 @@ from eval.acceleration import (
     with_controls,
 )
 from eval.jobs import STRIDE
+from eval.quantization import weight_bytes
 from eval.reconstruction import load_perceptual
 from eval.sample import chosen, sized
 from eval.suite import read_suite
@@ -142,11 +144,12 @@ def report(
     uncached, settings, layout = variants[0], scene.settings, scene.bundle.card.layout
     rows = {}
     for one in variants[1:]:
-        rows[one.name] = took(one) | {
-            "speed_up": took(uncached)["seconds"] / took(one)["seconds"],
+        rows[one.name] = took(one, scene) | {
+            "speed_up": statistics.median(uncached.seconds) / statistics.median(one.seconds),
             **far[one.name],
             "gates": gates(far[one.name]),
             "dtype": str(one.dtype or scene.dtype).removeprefix("torch."),
+            "eight": one.eight,
             "step_cache": one.step_cache and asdict(one.step_cache),
             "guidance_cache": one.guidance_cache and asdict(one.guidance_cache),
             "control": controls.get(one.name),
@@ -176,7 +179,7 @@ def report(
             "prompts": list(prompts),
             "seeds": list(seeds),
         },
-        "uncached": took(uncached),
+        "uncached": took(uncached, scene),
         "variants": rows,
         "floor": far["twin"],
         "gates": GATES,
@@ -194,12 +197,13 @@ def report(
     }
 
 
-def took(one: Variant) -> dict[str, Any]:
+def took(one: Variant, scene: Scene) -> dict[str, Any]:
     return {
         "steps": one.steps,
         "passes": one.passes,
         "seconds": statistics.median(one.seconds),
         "turns": one.seconds,
+        "weight_bytes": weight_bytes(scene.dit(one)),
     }
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from eval import stats
+from eval import quantization, stats
 from eval.reconstruction import CEILING, Perceptual, by_frame
 from eval.stats import Draws, Scores, plain
 from model import flow, sampler
@@ -34,7 +34,9 @@ from recipes.keys import UsageError
 
 GATES = {"psnr": 25.0, "ssim": 0.90}  # cache-dit's, for caches: more than that, in the mean
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-PARTS = "guidance=N, step=DRIFT, reuse=SHARE, compensate=SHARE, steps=N, " + ", ".join(DTYPES)
+PARTS = "guidance=N, step=DRIFT, reuse=SHARE, compensate=SHARE, steps=N, " + ", ".join(
+    (*DTYPES, *quantization.KINDS)
+)
 
 
 @dataclass
@@ -43,6 +45,7 @@ class Variant:
 
     Attributes:
         dtype: of the DiT; None: the bundle's.
+        eight: how its blocks compute in 8 bits, of `quantization.KINDS`; None: they don't.
         passes: computed for one video.
         seconds: for all videos, one a turn.
         latents: [B, C, L, H, W], normalised.
@@ -53,6 +56,7 @@ class Variant:
     step_cache: StepCache | None = None
     guidance_cache: GuidanceCache | None = None
     dtype: torch.dtype | None = None
+    eight: str | None = None
     passes: int = 0
     seconds: list[float] = field(default_factory=list)
     latents: Tensor | None = None
@@ -73,7 +77,7 @@ class Scene:
     positive: Tensor
     negative: Tensor | None
     batch: int = 1
-    _cast: dict[torch.dtype, nn.Module] = field(default_factory=dict)
+    _cast: dict[tuple[torch.dtype, str | None], nn.Module] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -101,21 +105,25 @@ class Scene:
         spacing = sampler.SPACINGS[self.settings.solver]
         return flow.sigmas(steps, self.settings.shift, spacing)
 
-    def dit(self, dtype: torch.dtype | None) -> nn.Module:
-        """The DiT with its weights in another type, as it is loaded in it."""
-        if dtype in (None, self.dtype):
+    def dit(self, one: Variant) -> nn.Module:
+        """The DiT with its weights as a variant has them."""
+        dtype = one.dtype or self.dtype
+        if dtype == self.dtype and one.eight is None:
             return self.bundle.dit
-        if dtype not in self._cast:
-            self._cast[dtype] = copy.deepcopy(self.bundle.dit)
-            for weight in self._cast[dtype].parameters():
+        if (dtype, one.eight) not in self._cast:
+            found = copy.deepcopy(self.bundle.dit)
+            for weight in found.parameters():
                 weight.data = weight.data.to(dtype)
-        return self._cast[dtype]
+            if one.eight:
+                quantization.quantize(found, one.eight)
+            self._cast[dtype, one.eight] = found
+        return self._cast[dtype, one.eight]
 
     @torch.no_grad()
     def sample(self, variant: Variant, noise: Tensor) -> None:
         """Samples all videos; the variant keeps latents and passes, and one more time."""
         settings, sigmas = self.settings, self.sigmas(variant.steps)
-        dit, dtype = self.dit(variant.dtype), variant.dtype or self.dtype
+        dit, dtype = self.dit(variant), variant.dtype or self.dtype
         guidance = Guidance(
             settings.guidance,
             settings.interval,
@@ -161,6 +169,8 @@ def parsed(text: str, scene: Scene, rescale: str | None = None) -> Variant:
         name, equals, value = part.strip().partition("=")
         if not equals and name in DTYPES:
             name, value = "dtype", name
+        elif not equals and name in quantization.KINDS:
+            name, value = "eight", name
         elif name not in ("guidance", "step", "reuse", "compensate", "steps") or not equals:
             raise UsageError(f"variants={text}: {part!r} is none of {PARTS}")
         if name in known:
@@ -195,7 +205,9 @@ def variant(text: str, known: dict[str, str], scene: Scene, rescale: str | None)
         found.step_cache = cache
     if share and not (found.step_cache or found.guidance_cache):
         raise ValueError("compensate belongs to a cache: guidance=, step= or reuse=")
-    found.dtype = DTYPES.get(known.get("dtype"))
+    found.dtype, found.eight = DTYPES.get(known.get("dtype")), known.get("eight")
+    if found.eight:
+        quantization.check(found.eight, scene.bundle.device)
     return found
 
 

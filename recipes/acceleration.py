@@ -9,7 +9,7 @@ from recipes.schema import key, section
 
 @dataclass
 class Acceleration:
-    """`python eval/accelerate.py`: what caches and fewer steps save, and what they change."""
+    """`python eval/accelerate.py`: what caches, fewer steps or bits save, and what they change."""
 
     checkpoint: str | None = key(
         None, "a text-to-video one, as eval/sample.py takes it; random:tiny tries the command"
@@ -18,7 +18,8 @@ class Acceleration:
         ["guidance=2", "guidance=4", "reuse=0.25", "reuse=0.4", "guidance=4+reuse=0.25"],
         "each of parts joined by +: guidance=N (CFG cache: the negative pass every N steps), "
         "step=DRIFT (step cache up to that drift), reuse=SHARE (step cache of so many of the "
-        "steps), compensate=SHARE (of a cache's last slope), steps=N, float32, bfloat16, float16",
+        "steps), compensate=SHARE (of a cache's last slope), steps=N, float32, bfloat16, float16, "
+        "int8, int8-weights, float8, float8-weights (torchao)",
     )
     rescale: str | None = key(
         None, "step cache: TeaCache's fit of the drift, for public weights, e.g. t2v-1.3b"

@@ -88,6 +88,8 @@ def test_names_of_variants_mean_what_they_say(scene):
         ("reuse=0.99", "not so many can be reused"),
         ("reuse=0", "above 0"),
         ("float32", "is the uncached run itself"),
+        ("int8+float8-weights", "eight twice"),
+        ("float8", "want a GPU of compute capability 8.9"),
         (f"steps={STEPS}", "is the uncached run itself"),
     ],
 )
@@ -135,7 +137,7 @@ def test_a_control_costs_as_many_passes(scene):
 
 def test_a_cast_network_is_the_one_that_would_be_loaded(scene):
     loaded = load_bundle("random:tiny", dtype=torch.bfloat16).dit.state_dict()
-    cast = scene.dit(torch.bfloat16).state_dict()
+    cast = scene.dit(Variant("bfloat16", STEPS, dtype=torch.bfloat16)).state_dict()
     assert cast.keys() == loaded.keys()
     assert all(torch.equal(cast[name], loaded[name]) for name in loaded)
     assert scene.dtype == torch.float32  # of the first, still

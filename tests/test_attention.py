@@ -29,6 +29,19 @@ def test_attention_is_its_formula(tokens):
     assert torch.equal(attention(q, k, v, "sdpa"), Context().attention(q, k, v))
 
 
+@pytest.mark.parametrize("tokens", [(17, 17), (5, 128), (9, 129)])  # a CPU's ways part at 128
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
+def test_gradients_of_attention_are_those_of_its_formula(tokens, dtype, error):
+    of = [heads(count, dtype).requires_grad_() for count in (tokens[0], tokens[1], tokens[1])]
+    weight = heads(tokens[0])
+    outs = attention(*of), formula(*of)
+    ours, theirs = (torch.autograd.grad((out * weight).sum(), of) for out in outs)
+    assert (outs[0] - outs[1]).abs().max() < error
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.dtype == dtype
+        assert (one - other).abs().max() < error * max(1, other.abs().max())
+
+
 def test_an_unknown_backend_is_named_with_those_that_there_are():
     x = heads(4)
     with pytest.raises(ValueError, match="'xformers' is none of sdpa, cudnn, flash") as error:

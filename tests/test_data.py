@@ -151,18 +151,20 @@ def test_no_reader_s_process_outlives_the_training(profile):
 
 
 @pytest.mark.slow
-def test_readers_end_with_a_training_that_is_killed(profile):
+@pytest.mark.parametrize("end", ["os.kill(os.getpid(), 9)", "sys.exit('stopped')"])
+def test_readers_end_with_training_however_it_ends(profile, end):
     code = f"""
-import os
+import os, sys
 from tests import numbered
 from training.data import ShardData
 data = ShardData(numbered.config("data.workers=2", shards={str(profile)!r}), "dit")
 steps = iter(data.train_dataloader())
 next(steps)
 print(*[one.pid for one in steps.gi_frame.f_locals["steps"]._workers], flush=True)
-os.kill(os.getpid(), 9)
+{end}
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
     readers = [int(pid) for pid in done.stdout.split()]
     assert len(readers) == 2, done.stderr
     until = time.monotonic() + 30

@@ -71,6 +71,25 @@ def test_the_outlines_are_those_that_curation_draws(shape, tilt):
     assert np.sqrt(ours.sum() / np.pi) == pytest.approx(radius, rel=0.01)
 
 
+@pytest.mark.parametrize("shape", outline.SIDES)
+@pytest.mark.parametrize("rounded", [0.2, 0.5, 1])
+def test_a_rounded_outline_has_the_same_area_and_ends_as_the_circle(shape, rounded):
+    ours = outline.coverage(shape, 0.1, 0.01, rounded)
+    assert ours.sum() * outline.STEP**2 == pytest.approx(np.pi, rel=0.02)
+    if rounded == 1:
+        assert np.abs(ours - outline.coverage("circle", 0, 0.01)).mean() < 0.01
+
+
+@pytest.mark.parametrize("corner", [0.15, 0.3, 0.4])
+def test_a_square_that_lost_its_corners_is_a_square(corner):
+    def square(x, y):
+        beyond = np.maximum(np.abs(np.stack([x, y])) - 0.9 * (1 - corner), 0)
+        return np.hypot(*beyond) < 0.9 * corner
+
+    assert judge(moved(square, (219, 36, 36))).shape == "square"
+    assert judge(moved(disc, (219, 36, 36))).shape == "circle"
+
+
 def test_true_renderings_are_judged_right():
     wrong = [one.captions["en"] for one in SCENES if said(one.frames) != truth(one)]
     assert len(wrong) <= 0.01 * len(SCENES), wrong

@@ -4,6 +4,7 @@ A sample that can't be used is replaced by the next row of its bucket, told with
 counted; where more of them fail than `data.broken_share` allows for, the run stops.
 """
 
+import atexit
 import math
 import multiprocessing
 import os
@@ -155,6 +156,15 @@ def steadfast(number: int) -> None:
 def _end_with(training: multiprocessing.process.BaseProcess) -> None:
     training.join()
     os._exit(1)
+
+
+@atexit.register
+def dismiss() -> None:
+    """Ends the readers that are left when training exits. Python asks its daemons to end by a
+    signal that they ignore, and would wait for them without end."""
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
 
 
 def whole(step: Step) -> Step:
