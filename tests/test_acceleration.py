@@ -141,7 +141,7 @@ def test_a_cast_network_is_the_one_that_would_be_loaded(scene):
     assert cast.keys() == loaded.keys()
     assert all(torch.equal(cast[name], loaded[name]) for name in loaded)
     assert scene.dtype == torch.float32  # of the first, still
-    assert scene.dit(torch.float32) is scene.bundle.dit
+    assert scene.dit(Variant("float32", STEPS, dtype=torch.float32)) is scene.bundle.dit
 
 
 def test_a_planted_difference_is_found_where_it_is(scene):

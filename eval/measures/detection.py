@@ -11,10 +11,11 @@ ask by COCO's. Frames and shares are VBench's; its bounds do not transfer.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import box_iou
 
@@ -106,24 +107,33 @@ def load_owlv2(spec: str, device: str = "cpu") -> Detector:
         BackboneError: there is none, or a part of it is missing.
     """
     from transformers import Owlv2ForObjectDetection, Owlv2Processor
+    from transformers.models.owlv2.modeling_owlv2 import Owlv2ObjectDetectionOutput
 
     network, processor = pretrained("OWLv2", Owlv2ForObjectDetection, Owlv2Processor, spec, device)
     length = network.config.text_config.max_position_embeddings
 
+    @lru_cache(64)
     @torch.no_grad()
-    def detect(frame: np.ndarray, names: list[str]) -> Boxes:
+    def read(names: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+        """Embeddings [1, N, D], and which of them are no padding [1, N]; once for all frames."""
         asked = processor.tokenizer(
             [f"a photo of a {name}" for name in names],
             padding="max_length",
             max_length=length,
             truncation=True,
             return_tensors="pt",
-        )
+        ).to(device)
+        found = network.owlv2.get_text_features(**asked).pooler_output
+        return F.normalize(found, dim=-1)[None], asked.input_ids[None, :, 0] > 0
+
+    @torch.no_grad()
+    def detect(frame: np.ndarray, names: list[str]) -> Boxes:
         pictures = processor.image_processor(frame, return_tensors="pt").pixel_values
-        seen = network(
-            pixel_values=pictures.to(device),
-            input_ids=asked.input_ids.to(device),
-            attention_mask=asked.attention_mask.to(device),
+        grid = network.image_embedder(pictures.to(device))[0]
+        patches = grid.flatten(1, 2)
+        seen = Owlv2ObjectDetectionOutput(
+            logits=network.class_predictor(patches, *read(tuple(names)))[0],
+            pred_boxes=network.box_predictor(patches, grid),
         )
         best = processor.image_processor.post_process_object_detection(
             seen, threshold=0.0, target_sizes=[frame.shape[:2]]

@@ -49,7 +49,7 @@ def coverage(shape: str, tilt: float, blur: float, rounded: float = 0) -> np.nda
 
     Args:
         blur: standard deviation of the Gaussian over it, in radii.
-        rounded: radius of its corners, 0 (sharp) to 1 (the circle within), in its inner radii.
+        rounded: radius of its corners, from 0 (sharp) to below 1 (a circle), in its inner radii.
     """
     fine = 5
     ticks = (np.arange(SIDE * fine) - (SIDE * fine - 1) / 2) * STEP / fine
