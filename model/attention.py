@@ -16,8 +16,8 @@ from model.norm import HeadNorm
 def attention(q: Tensor, k: Tensor, v: Tensor, backend: str | None = None) -> Tensor:
     """softmax(q·kᵀ / √D)·v over all tokens: q [B, N, A, D], k and v [B, M, A, D] → [B, N, A, D].
 
-    backend: `sdpa` (default), PyTorch's own choice, and on a CPU two matrix products where that is
-    slower; `cudnn`, PyTorch's cuDNN kernel, the fastest
+    backend: `kernel`, PyTorch's own choice; `sdpa` (default), the same, but on a CPU two matrix
+    products where they are faster; `cudnn`, PyTorch's cuDNN kernel, the fastest
     without another package on Hopper; `flash2`, `flash3`, the packages flash-attn and
     flash-attn-3; `flash`, the newer of these two that is installed. ValueError for another name,
     a package that is missing, or a dtype that the kernel does not take; nothing falls back.
@@ -32,11 +32,16 @@ SHORT = 128  # tokens that are attended to; above, what checkpointing keeps coun
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    trained = torch.is_grad_enabled() and q.requires_grad
+    if q.device.type == "cpu" and trained and k.shape[1] <= SHORT:
+        return _products(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+    return _kernel(q, k, v)
+
+
+def _kernel(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     if q.device.type == "cpu":  # its kernel is a tenth faster so, more than the copy costs
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-        if torch.is_grad_enabled() and q.requires_grad and k.shape[2] <= SHORT:
-            return _products(q, k, v).transpose(1, 2)
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
@@ -50,7 +55,7 @@ def _products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def _cudnn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     _half_only("cudnn", q)
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-        return _sdpa(q, k, v)
+        return _kernel(q, k, v)
 
 
 def _flash2(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -92,6 +97,7 @@ def _half_only(backend: str, q: Tensor) -> None:
 
 BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "sdpa": _sdpa,
+    "kernel": _kernel,
     "cudnn": _cudnn,
     "flash": _flash,
     "flash2": _flash2,

@@ -82,8 +82,8 @@ class Promoted(Recompute):
 class Part(Context):
     """One process's tokens of a sequence that several share, without the others."""
 
-    def __init__(self, processes: int) -> None:
-        super().__init__()
+    def __init__(self, processes: int, backend: str) -> None:
+        super().__init__(backend)
         self.processes = processes
 
     def shard(self, x: Tensor) -> Tensor:
@@ -127,8 +127,9 @@ def _dit(sizes: str, bucket: Bucket, samples: int, how: How) -> Footprint:
     with FakeTensorMode():
         network = WanDiT(**json.loads(sizes))
         network.recompute = (Promoted if how.cuda else Recompute)(how.recompute)
-        if how.context > 1:
-            network.context = Part(how.context)
+        # a GPU has its kernel for short sequences too
+        backend = "kernel" if how.cuda else "sdpa"
+        network.context = Part(how.context, backend) if how.context > 1 else Context(backend)
         return measure(network, lambda: dit_loss(network, bucket, samples), how.bfloat16)
 
 
