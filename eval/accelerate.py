@@ -15,7 +15,8 @@ settings         size, frames, steps, guidance, shift, solver, dtype, batch; pro
 uncached         steps, passes (of a video), seconds (median, all videos), turns, weight_bytes (of
                  the DiT)
 variants         name → the same, and speed_up; psnr, ssim, lpips or perceptual: mean and worst over
-                 videos, frames_mean, frames_worst, by_video; gates: psnr, ssim; step_cache and
+                 videos, frames_mean, frames_worst, by_video; gates: psnr, ssim; dtype; eight:
+                 how its blocks compute in 8 bits, or null; step_cache and
                  guidance_cache as settings; control: name; nearer: dB by which it is nearer than
                  its control: delta, low, high (95 %, over prompts), wins, losses, p
 floor            psnr, ssim, … of the uncached videos of two seeds

@@ -81,7 +81,7 @@ def test_the_rounder_an_outline_the_nearer_the_circle_and_its_area_stays(shape):
     assert away[-1] < 0.3 * away[0]
 
 
-@pytest.mark.parametrize("corner", [0.15, 0.3, 0.4])
+@pytest.mark.parametrize("corner", [0.3, 0.5, 0.65])  # the last fails with sharp ones alone
 def test_a_square_that_lost_its_corners_is_a_square(corner):
     def square(x, y):
         beyond = np.maximum(np.abs(np.stack([x, y])) - 0.9 * (1 - corner), 0)
