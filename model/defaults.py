@@ -34,6 +34,7 @@ class Defaults:
     guidance: float
     shift: float
     negative: str
+    solver: str = "unipc"
 
 
 def kind(config: Mapping[str, Any]) -> str:

@@ -23,11 +23,17 @@ from model.bundle import Bundle, Card
 from model.condition import condition, encode
 from model.defaults import public
 from model.guidance import Conditioning, Guidance
-from model.solver import SOLVERS
+from model.solver import SOLVERS, STOCHASTIC
 from model.stepcache import GuidanceCache, StepCache
 
 GIVEN_FRAMES = 25  # of a continuation, 1.5 s at 16 fps (report, arXiv 2503.20314, section 5.1)
-SPACINGS = {"unipc": "unipc", "dpmpp_2m": "dpm++", "heun": "unipc", "euler": "euler"}
+SPACINGS = {
+    "unipc": "unipc",
+    "dpmpp_2m": "dpm++",
+    "dpmpp_2m_sde": "dpm++",
+    "heun": "unipc",
+    "euler": "euler",
+}
 Callback = Callable[[int, float, Tensor, Tensor], None]  # as in `model.solver`
 
 
@@ -102,7 +108,7 @@ class Settings:
             shift = public(card.config, size).shift  # i2v's goes by the size
         if given.get("task") == "text-to-image":
             given = {"frames": 1} | given
-        names = ("width", "height", "frames", "steps", "guidance", "negative")
+        names = ("width", "height", "frames", "steps", "guidance", "negative", "solver")
         return cls(**{name: getattr(known, name) for name in names} | {"shift": shift} | given)
 
     def check(self, card: Card) -> None:
@@ -144,8 +150,8 @@ class Settings:
             raise TaskError(f"interval={list(self.interval)}: two rising sigmas between 0 and 1")
         if self.shift <= 0:
             raise TaskError(f"shift={self.shift:g}: greater than 0 (1 is none)")
-        if self.solver not in SOLVERS:
-            raise TaskError(f"solver={self.solver}: there is {', '.join(SOLVERS)}")
+        if self.solver not in SPACINGS:
+            raise TaskError(f"solver={self.solver}: there is {', '.join(SPACINGS)}")
         if self.task == "video-to-video" and int(self.steps * self.strength) < 1:
             raise TaskError(
                 f"strength={self.strength:g}: of {self.steps} steps leaves none; at least "
@@ -177,8 +183,14 @@ def tasks(card: Card) -> tuple[str, ...]:
 
 def noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
     """Standard normal [B, *shape], float32 on the CPU, each row from its own seed."""
-    rows = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    return torch.stack(rows)
+    return next(noises(seeds, shape))
+
+
+def noises(seeds: Sequence[int], shape: Sequence[int]) -> Iterator[Tensor]:
+    """`noise`, and without end what the same seeds give next."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    while True:
+        yield torch.stack([torch.randn(shape, generator=one) for one in generators])
 
 
 @torch.no_grad()
@@ -214,9 +226,9 @@ def sample(
     time, rows, columns = bundle.vae.compression
     shape = (settings.height // rows, settings.width // columns)
     shape = (config["out_channels"], (settings.frames - 1) // time + 1, *shape)
-    if start is None:
-        start = noise(seeds, shape)
-    x = start.to(device, torch.float32)
+    drawn = noises(seeds, shape)
+    first = next(drawn)  # drawn in any case: what is added later must not be the start again
+    x = (first if start is None else start).to(device, torch.float32)
     if x.shape != (len(prompts), *shape):
         raise TaskError(f"noise of shape {tuple(x.shape)} for {len(prompts)} videos of {shape}")
 
@@ -241,6 +253,8 @@ def sample(
         guidance_cache=settings.guidance_cache,
     )
     velocity = guidance(bundle.dit, positive, negative, sigmas)
+    if settings.solver in STOCHASTIC:
+        return STOCHASTIC[settings.solver](velocity, x, sigmas, callback, drawn)
     return SOLVERS[settings.solver](velocity, x, sigmas, callback)
 
 

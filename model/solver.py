@@ -18,7 +18,7 @@ estimate. Costs: one model call a step, Heun two but for its last.
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
 import torch
@@ -65,12 +65,21 @@ def heun(
 
 
 def dpmpp_2m(
-    velocity: Velocity, noise: Tensor, sigmas: Sequence[float], callback: Callback | None = None
+    velocity: Velocity,
+    noise: Tensor,
+    sigmas: Sequence[float],
+    callback: Callback | None = None,
+    noises: Iterator[Tensor] | None = None,
 ) -> Tensor:
     """DPM-Solver++(2M): second order, multistep (Lu et al., arXiv 2211.01095, algorithm 2).
 
     x' = (sigma'/sigma) x − alpha' (e^−h − 1) (m0 + (m0 − m1) / 2r), r the last step's h over this
     one's. The first and the last step are of first order, as in diffusers and in Wan's own copy.
+
+    Args:
+        noises: standard normal, in the shape of x, one a step; then it is SDE-DPM-Solver++(2M) of
+            the same paper: x is pulled twice as far to the data, e^−2h, and σ' √(1 − e^−2h) of
+            fresh noise makes up for it. What the first steps got wrong is forgotten by and by.
     """
     x, sigmas = _start(noise, sigmas)
     lambdas = [_log_snr(one) for one in sigmas]
@@ -78,14 +87,19 @@ def dpmpp_2m(
     for i in range(steps):
         data = data_from_velocity(x, velocity(x, sigmas[i]).to(x.dtype), sigmas[i])
         h = lambdas[i + 1] - lambdas[i]
-        gain = -(1 - sigmas[i + 1]) * math.expm1(-h)
+        scale, drift = sigmas[i + 1] / sigmas[i], h
+        if noises is not None:
+            scale, drift = scale * math.exp(-h), 2 * h
+        gain = -(1 - sigmas[i + 1]) * math.expm1(-drift)
         bend = 0.0
         if before is not None and i < steps - 1:
             bend = 0.5 * h / (lambdas[i] - lambdas[i - 1])  # 0 after a start at sigma = 1
         terms = [(gain * (1 + bend), data)]
         if bend:
             terms.append((-gain * bend, before))
-        x = _sum(sigmas[i + 1] / sigmas[i], x, terms)
+        if noises is not None and sigmas[i + 1] > 0:
+            terms.append((sigmas[i + 1] * math.sqrt(-math.expm1(-drift)), next(noises).to(x)))
+        x = _sum(scale, x, terms)
         before = data
         if callback:
             callback(i + 1, sigmas[i + 1], x, data)
@@ -139,6 +153,7 @@ SOLVERS: dict[str, Callable[..., Tensor]] = {
     "heun": heun,
     "euler": euler,
 }
+STOCHASTIC = {"dpmpp_2m_sde": dpmpp_2m}  # called with `noises`
 
 
 def _unified(

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from recipes.sample import SOLVERS
+from recipes.sample import SOLVERS, STOCHASTIC
 from recipes.schema import key, section
 
 
@@ -67,7 +67,9 @@ class Evaluation:
     steps: int | None = key(None, "steps of the solver; null: the checkpoint's default")
     guidance: float | None = key(None, "weight of the prompt; null: as trained")
     shift: float | None = key(None, "of the noise levels; null: as trained")
-    solver: str = key("unipc", "of the sampler", choices=SOLVERS)
+    solver: str | None = key(
+        None, "of the sampler; null: the checkpoint's default", choices=(*SOLVERS, *STOCHASTIC)
+    )
     batch: int = key(1, "videos that are sampled at once")
     device: str = key("auto", "what computes", choices=("auto", "cuda", "cpu"))
     self_test: bool = key(

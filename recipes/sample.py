@@ -13,6 +13,7 @@ TASKS = (
     "video-to-video",
 )
 SOLVERS = ("unipc", "dpmpp_2m", "heun", "euler")
+STOCHASTIC = ("dpmpp_2m_sde",)  # add fresh noise at every step
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -82,7 +83,9 @@ class Sample:
         "continuation: how many last frames of video begin the new one; null: 25 (1.5 s), or half "
         "where frames is under 50",
     )
-    solver: str = key("unipc", "the sampler", choices=SOLVERS)
+    solver: str | None = key(
+        None, "the sampler; null: the checkpoint's default", choices=(*SOLVERS, *STOCHASTIC)
+    )
     interval: list[float] = key(
         [0.0, 1.0], "noise levels (sigma, 1 is noise) within which to guide"
     )

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from recipes.sample import SOLVERS, STOCHASTIC
 from recipes.schema import key, section
 
 TRAINS = ("dit", "vae", "chain")
@@ -194,9 +195,10 @@ class Validate:
     sample_every: int = key(5000, "steps between sample videos; 0: none")
     prompts: list[str] = key([], "what they show; empty: captions of held-out clips")
     samples: int = key(4, "how many where prompts is empty, or reconstructions of a VAE")
-    steps: int = key(50, "of the sampler; with guidance and shift also what a checkpoint advises")
+    steps: int = key(50, "of the sampler; this and what follows is also what a checkpoint advises")
     guidance: float = key(5.0, "guidance scale")
     shift: float | None = key(None, "of the sampler's noise levels; null: the public models'")
+    solver: str = key("unipc", "the sampler", choices=(*SOLVERS, *STOCHASTIC))
 
 
 @dataclass

@@ -66,6 +66,7 @@ def checkpoint(run: Path, step: int, ema: bool = True, **meta) -> Path:
             save_file(tensors, folder / f"{name}.safetensors")
     parts = {"vae": "vae", "text_encoder": "words", "image_encoder": None}
     trained_on = {"width": 48, "height": 32, "frames": 5, "fps": 8, "shift": 2.0}
+    trained_on |= {"solver": "dpmpp_2m_sde"}
     told = {"class": "WanDiT", "model": dit.config, "step": step}
     told |= {"parts": parts, "trained_on": trained_on} | meta
     (folder / "meta.json").write_text(json.dumps(told))
@@ -134,7 +135,7 @@ def test_a_run_is_sampled_as_it_was_trained(run, whole):
     assert bundle.text.name == "bytes"
     defaults = bundle.defaults
     assert (defaults.width, defaults.height, defaults.frames) == (48, 32, 5)
-    assert (defaults.fps, defaults.shift) == (8, 2.0)
+    assert (defaults.fps, defaults.shift, defaults.solver) == (8, 2.0, "dpmpp_2m_sde")
     assert (defaults.steps, defaults.negative) == (50, "")
     assert Settings.of(bundle.card, width=64, height=64).shift == 2.0
     assert latents(bundle).isfinite().all()
@@ -239,11 +240,11 @@ def test_the_negative_prompt_is_the_public_one():
 @pytest.mark.parametrize(
     ("preset", "size", "wanted"),
     [
-        ("1.3b", None, (832, 480, 81, 16, 50, 6.0, 8.0, NEGATIVE)),
-        ("14b", None, (1280, 720, 81, 16, 50, 5.0, 5.0, NEGATIVE)),
-        ("i2v-14b", None, (832, 480, 81, 16, 40, 5.0, 3.0, NEGATIVE_I2V)),
-        ("i2v-14b", (720, 1280), (720, 1280, 81, 16, 40, 5.0, 5.0, NEGATIVE_I2V)),
-        ("flf2v-14b", None, (1280, 720, 81, 16, 50, 5.0, 16.0, NEGATIVE_FLF2V)),
+        ("1.3b", None, (832, 480, 81, 16, 50, 6.0, 8.0, NEGATIVE, "unipc")),
+        ("14b", None, (1280, 720, 81, 16, 50, 5.0, 5.0, NEGATIVE, "unipc")),
+        ("i2v-14b", None, (832, 480, 81, 16, 40, 5.0, 3.0, NEGATIVE_I2V, "unipc")),
+        ("i2v-14b", (720, 1280), (720, 1280, 81, 16, 40, 5.0, 5.0, NEGATIVE_I2V, "unipc")),
+        ("flf2v-14b", None, (1280, 720, 81, 16, 50, 5.0, 16.0, NEGATIVE_FLF2V, "unipc")),
     ],
 )
 def test_public_models_have_the_public_defaults(preset, size, wanted):

@@ -3,6 +3,7 @@
 Networks are shrunk and clips are 64 pixels wide; data, chain, checkpoints and start are real.
 """
 
+import json
 from functools import cache
 
 import pytest
@@ -119,4 +120,7 @@ def test_each_takes_two_steps_from_what_the_one_before_has_left(tmp_path, monkey
         assert train(name, shards, runs, **keys) == 0, (name, capsys.readouterr().err)
         (run,) = (runs / name).iterdir()
         assert (run / "done.json").is_file()
-        assert (run / "checkpoints" / "step=00000002" / "meta.json").is_file()
+        meta = json.loads((run / "checkpoints" / "step=00000002" / "meta.json").read_text("utf-8"))
+        advised, asked = meta["trained_on"], config(name).validate
+        if config(name).trains == "dit":
+            assert (advised["guidance"], advised["solver"]) == (asked.guidance, asked.solver)

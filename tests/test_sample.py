@@ -19,7 +19,7 @@ from eval.video_out import pixels, write_video
 from model.bundle import load_bundle
 from model.sampler import Settings, decode, sample
 from recipes.load import main
-from recipes.sample import SOLVERS, TASKS, Sample
+from recipes.sample import SOLVERS, STOCHASTIC, TASKS, Sample
 from tests import pipelines
 from tests.running import ROOT
 
@@ -322,9 +322,11 @@ def test_out_of_memory_is_told_with_what_would_fit(run):
 def test_the_choices_of_a_key_are_what_the_sampler_has():
     from model.sampler import TASKS as DONE
     from model.solver import SOLVERS as SOLVED
+    from model.solver import STOCHASTIC as STIRRED
 
     assert set(TASKS) == set(DONE)
     assert set(SOLVERS) == set(SOLVED)
+    assert set(STOCHASTIC) == set(STIRRED)
 
 
 def test_help_lists_the_keys(capsys):

@@ -8,7 +8,7 @@ import torch
 from model import sampler
 from model.bundle import Bundle, load_bundle
 from model.sampler import TASKS, Inputs, Settings, TaskError, decode, noise, sample, tasks
-from model.solver import SOLVERS
+from model.solver import SOLVERS, STOCHASTIC
 from model.stepcache import GuidanceCache, StepCache
 from tests import pipelines
 
@@ -130,8 +130,9 @@ def test_video_to_video_is_diffusers_too(text_pipe, bundle, strength):
     assert (got - wanted).abs().max() < 1e-4 * wanted.abs().max()
 
 
-def test_a_seed_gives_its_video_whatever_the_batch(bundle):
-    asked = settings(bundle, guidance=5.0)
+@pytest.mark.parametrize("solver", ["unipc", *STOCHASTIC])
+def test_a_seed_gives_its_video_whatever_the_batch(bundle, solver):
+    asked = settings(bundle, guidance=5.0, solver=solver)
     together = sample(bundle, PROMPTS, [11, 12, 13], asked)
     alone = torch.cat(
         [sample(bundle, [p], [s], asked) for p, s in zip(PROMPTS, (11, 12, 13), strict=True)]
@@ -188,7 +189,24 @@ def test_each_video_may_have_a_negative_prompt_of_its_own(bundle):
     assert (mixed[1:] - other).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+def test_noise_that_is_added_is_not_the_start_again(bundle, monkeypatch):
+    """Also where the start is given, as videos are compared from the same noise."""
+    seen = []
+
+    def watched(velocity, x, sigmas, callback, noises):
+        seen.append((x, next(noises), next(noises)))
+        return x
+
+    monkeypatch.setitem(sampler.STOCHASTIC, "dpmpp_2m_sde", watched)
+    asked, shape = settings(bundle, solver="dpmpp_2m_sde"), (16, 3, 6, 4)
+    sample(bundle, [""], [7], asked)
+    sample(bundle, [""], [7], asked, start=noise([7], shape))
+    for start, first, second in seen:
+        assert torch.equal(start, noise([7], shape))
+        assert max((start * first).mean().abs(), (first * second).mean().abs()) < 0.15
+
+
+@pytest.mark.parametrize("solver", [*SOLVERS, *STOCHASTIC])
 def test_along_the_true_velocity_every_solver_arrives_at_the_data(bundle, monkeypatch, solver):
     """Where all data is one point, the velocity is (x − data) / sigma."""
     data = noise([99], (16, 3, 6, 4))

@@ -1,7 +1,7 @@
 """Samplers against diffusers' schedulers step by step, and against a flow known in closed form."""
 
 import math
-from itertools import pairwise
+from itertools import count, islice, pairwise
 
 import pytest
 import torch
@@ -129,6 +129,48 @@ def test_dpmpp_2m_starts_at_sigma_one_as_the_official_sampler_does():
     for i in range(10):
         x = theirs.step(network()(x, sigmas[i]), i, x, return_dict=False)[0]
     torch.testing.assert_close(dpmpp_2m(network(), noise, sigmas), x, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("shift", [1.0, 5.0, 16.0])
+def test_dpmpp_2m_with_fresh_noise_equals_diffusers_at_every_step(shift):
+    for steps in (1, 2, 3, 15, 50):
+        noise, sigmas = drawn(2, 3, 8, seed=steps), flow.sigmas(steps, shift, "dpm++")
+        theirs = DPMSolverMultistepScheduler(
+            **FLOW, flow_shift=shift, algorithm_type="sde-dpmsolver++"
+        )
+        theirs.set_timesteps(steps)
+        velocity, x, expected = network(steps), noise, []
+        for t, sigma, added in zip(theirs.timesteps, sigmas, fresh(2, 3, 8), strict=False):
+            done = theirs.step(velocity(x, sigma), t, x, variance_noise=added)
+            expected.append(x := done.prev_sample)
+        found, _ = carried(dpmpp_2m, velocity, noise, sigmas, noises=fresh(2, 3, 8))
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+        assert steps == 1 or (found[-1] - dpmpp_2m(velocity, noise, sigmas)).abs().max() > 0.1
+
+
+def fresh(*shape, seed=1000, dtype=torch.float32):
+    """Noise without end, another each time."""
+    return (drawn(*shape, seed=number, dtype=dtype) for number in count(seed))
+
+
+def test_fresh_noise_makes_up_for_a_bad_start():
+    """Data ~ N(m, s²), and every sample starts at the same wrong point: it is forgotten."""
+    gaussian = Mixture([1.0], [[0.6, -0.3]], [0.5])
+    start, sigmas = torch.full((8000, 2), 0.4, dtype=torch.float64), inside(100)
+    stuck = dpmpp_2m(gaussian, start, sigmas)
+    assert stuck.std(0).max() < 1e-6
+    landed = dpmpp_2m(gaussian, start, sigmas, noises=fresh(8000, 2, dtype=torch.float64))
+    end = sigmas[-1]
+    mean, spread = (1 - end) * torch.tensor([0.6, -0.3]), math.hypot((1 - end) * 0.5, end)
+    torch.testing.assert_close(landed.mean(0), mean.double(), atol=0.03, rtol=0)
+    torch.testing.assert_close(landed.std(0), torch.full((2,), spread).double(), atol=0.02, rtol=0)
+
+
+def test_no_noise_is_asked_for_that_is_not_used():
+    """One a step but for the last, which lands on data: what follows a run is the same again."""
+    noises = fresh(2, 8)
+    dpmpp_2m(network(), drawn(2, 8), flow.sigmas(6, 3.0), noises=noises)
+    assert torch.equal(next(noises), next(islice(fresh(2, 8), 5, None)))
 
 
 @pytest.mark.parametrize("shift", [1.0, 5.0])

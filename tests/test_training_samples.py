@@ -28,7 +28,7 @@ from training.movie import GAP, frames
 from training.parts import Parts
 from training.samples import Samples, longest, plain
 
-HOW = Defaults(64, 64, 9, fps=16, steps=50, guidance=5.0, shift=3.0, negative="")
+HOW = Defaults(64, 64, 9, fps=16, steps=50, guidance=5.0, shift=3.0, negative="", solver="euler")
 PROMPTS = ["a red circle, moving left", "一个红色的圆/向左移动"]
 
 
@@ -97,6 +97,7 @@ def test_a_dit_samples_the_prompts_given_from_its_ema_weights(tmp_path, parts):
 
     settings = samples.settings(module, Bucket(64, 64, 9))
     assert (settings.steps, settings.shift, settings.guidance) == (2, 3.0, 5.0)
+    assert settings.solver == told["samples"][0]["solver"] == "euler"
     bundle = samples.bundle(module)
     assert bundle.dit is module.ema.network
     latents = sample(bundle, [PROMPTS[1]], [1], settings)

@@ -206,6 +206,7 @@ class Samples(Callback):
                 "steps": settings.steps,
                 "guidance": settings.guidance,
                 "shift": settings.shift,
+                "solver": settings.solver,
             }
             yield prompt, frames(video), about
 
@@ -230,6 +231,7 @@ class Samples(Callback):
             guidance=validate.guidance,
             shift=self.trained_on.shift,
             negative=self.trained_on.negative,
+            solver=self.trained_on.solver,
             task=task,
         )
 

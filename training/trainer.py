@@ -74,7 +74,7 @@ def trained_on(config: Fit, module: Trained) -> Defaults:
     known = public(module.network.config, (largest.width, largest.height))
     own = {"width": largest.width, "height": largest.height, "frames": largest.frames}
     own |= {"fps": config.buckets.fps, "guidance": config.validate.guidance}
-    own |= {"steps": config.validate.steps}
+    own |= {"steps": config.validate.steps, "solver": config.validate.solver}
     if config.validate.shift is not None:
         own["shift"] = config.validate.shift
     if config.text_encoder == "bytes":
