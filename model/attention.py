@@ -13,9 +13,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from model.norm import HeadNorm
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, backend: str | None = None) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, backend: str | None = None, last: int = 1) -> Tensor:
     """softmax(q·kᵀ / √D)·v over all tokens: q [B, N, A, D], k and v [B, M, A, D] → [B, N, A, D].
 
+    last: as how many equal tokens the last of k and v counts.
     backend: `kernel`, PyTorch's own choice; `sdpa` (default), the same, but on a CPU two matrix
     products where they are faster; `cudnn`, PyTorch's cuDNN kernel, the fastest
     without another package on Hopper; `flash2`, `flash3`, the packages flash-attn and
@@ -25,40 +26,58 @@ def attention(q: Tensor, k: Tensor, v: Tensor, backend: str | None = None) -> Te
     kernel = BACKENDS.get(backend or "sdpa")
     if kernel is None:
         raise ValueError(f"attention backend {backend!r} is none of {', '.join(BACKENDS)}")
-    return kernel(q, k, v)
+    return kernel(q, k, v, last)
 
 
 SHORT = 128  # tokens that are attended to; above, what checkpointing keeps counts more than time
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, last: int) -> Tensor:
     trained = torch.is_grad_enabled() and q.requires_grad
     if q.device.type == "cpu" and trained and k.shape[1] <= SHORT:
-        return _products(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
-    return _kernel(q, k, v)
+        return _products(*(x.transpose(1, 2) for x in (q, k, v)), _weight(k, last)).transpose(1, 2)
+    return _kernel(q, k, v, last)
 
 
-def _kernel(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    if q.device.type == "cpu":  # its kernel is a tenth faster so, more than the copy costs
-        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+def _kernel(q: Tensor, k: Tensor, v: Tensor, last: int) -> Tensor:
+    if q.device.type != "cpu":  # whose fast kernels know no weights
+        k, v = _repeated(k, last), _repeated(v, last)
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+    weight = _weight(k, last)
+    # the kernel is a tenth faster so, more than the copy costs
+    q, k, v = (x.transpose(1, 2).contiguous() for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, weight).transpose(1, 2)
 
 
-def _products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _products(q: Tensor, k: Tensor, v: Tensor, weight: Tensor | None) -> Tensor:
     """[B, A, N, D] as it is written down. On a CPU the kernel's backward, in bfloat16, takes three
     times as long on 48 tokens, a fifth longer on 192; and on more the scores take memory."""
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-    return scores.float().softmax(-1).to(v.dtype) @ v
+    scores = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).float()
+    if weight is not None:
+        scores = scores + weight
+    return scores.softmax(-1).to(v.dtype) @ v
 
 
-def _cudnn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _weight(k: Tensor, last: int) -> Tensor | None:
+    """What is added to the scores so that the last token counts as many: its logarithm, [1, M]."""
+    if last == 1:
+        return None
+    ones = k.new_ones((1, k.shape[1] - 1), dtype=torch.float32)
+    return torch.cat((ones, ones.new_full((1, 1), last)), 1).log()
+
+
+def _repeated(x: Tensor, last: int) -> Tensor:
+    return x if last == 1 else torch.cat((x, x[:, -1:].expand(-1, last - 1, -1, -1)), 1)
+
+
+def _cudnn(q: Tensor, k: Tensor, v: Tensor, last: int) -> Tensor:
     _half_only("cudnn", q)
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-        return _kernel(q, k, v)
+        return _kernel(q, k, v, last)
 
 
-def _flash2(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _flash2(q: Tensor, k: Tensor, v: Tensor, last: int) -> Tensor:
     _half_only("flash2", q)
     try:
         from flash_attn import flash_attn_func
@@ -66,10 +85,10 @@ def _flash2(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         raise ValueError(
             "attention backend flash2: no flash_attn here; pip install flash-attn, or take sdpa"
         ) from None
-    return flash_attn_func(q, k, v)
+    return flash_attn_func(q, _repeated(k, last), _repeated(v, last))
 
 
-def _flash3(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _flash3(q: Tensor, k: Tensor, v: Tensor, last: int) -> Tensor:
     _half_only("flash3", q)
     try:
         from flash_attn_interface import flash_attn_func
@@ -78,16 +97,16 @@ def _flash3(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             "attention backend flash3: no flash_attn_interface here; build flash-attention/hopper, "
             "or take sdpa"
         ) from None
-    out = flash_attn_func(q, k, v)
+    out = flash_attn_func(q, _repeated(k, last), _repeated(v, last))
     return out[0] if isinstance(out, tuple) else out  # the first releases give (out, lse)
 
 
-def _flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _flash(q: Tensor, k: Tensor, v: Tensor, last: int) -> Tensor:
     try:
         import flash_attn_interface  # noqa: F401
     except ImportError:
-        return _flash2(q, k, v)
-    return _flash3(q, k, v)
+        return _flash2(q, k, v, last)
+    return _flash3(q, k, v, last)
 
 
 def _half_only(backend: str, q: Tensor) -> None:
@@ -95,7 +114,7 @@ def _half_only(backend: str, q: Tensor) -> None:
         raise ValueError(f"attention backend {backend} takes bfloat16 or float16, not {q.dtype}")
 
 
-BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, int], Tensor]] = {
     "sdpa": _sdpa,
     "kernel": _kernel,
     "cudnn": _cudnn,
@@ -155,11 +174,15 @@ class SelfAttention(nn.Module):
 class CrossAttention(SelfAttention):
     """Attention to the text and, where the model has an image branch, to the image beside it.
 
-    The two results are added, so text and image do not compete in one softmax.
+    The two results are added, so text and image do not compete in one softmax. Of a text shorter
+    than text_length the last token counts for all that are missing.
     """
 
-    def __init__(self, width: int, num_heads: int, eps: float, has_image: bool) -> None:
+    def __init__(
+        self, width: int, num_heads: int, eps: float, text_length: int, has_image: bool
+    ) -> None:
         super().__init__(width, num_heads, eps)
+        self.text_length = text_length
         if has_image:
             self.k_img = nn.Linear(width, width)
             self.v_img = nn.Linear(width, width)
@@ -169,7 +192,8 @@ class CrossAttention(SelfAttention):
         heads = (self.num_heads, -1)
         q = self.norm_q(self.q(x))
         k, v = self.norm_k(self.k(text)), self.v(text).unflatten(2, heads)
-        out = attention(q, k, v, context.backend)
+        last = 1 + self.text_length - text.shape[1]
+        out = attention(q, k, v, context.backend, last)
         if image is not None:
             k, v = self.norm_k_img(self.k_img(image)), self.v_img(image).unflatten(2, heads)
             out = out + attention(q, k, v, context.backend)

@@ -27,13 +27,21 @@ __all__ = ["PRESETS", "WanDiT"]
 class Block(nn.Module):
     """Self-attention, cross-attention, feed-forward; the time modulates the first and the last."""
 
-    def __init__(self, width: int, ffn_width: int, num_heads: int, eps: float, has_image: bool):
+    def __init__(
+        self,
+        width: int,
+        ffn_width: int,
+        num_heads: int,
+        eps: float,
+        text_length: int,
+        has_image: bool,
+    ) -> None:
         super().__init__()
         self.eps = eps
         self.modulation = nn.Parameter(torch.empty(1, 6, width))
         self.self_attn = SelfAttention(width, num_heads, eps)
         self.norm3 = nn.LayerNorm(width, eps)
-        self.cross_attn = CrossAttention(width, num_heads, eps, has_image)
+        self.cross_attn = CrossAttention(width, num_heads, eps, text_length, has_image)
         self.ffn = nn.Sequential(
             nn.Linear(width, ffn_width), nn.GELU("tanh"), nn.Linear(ffn_width, width)
         )
@@ -174,7 +182,8 @@ class WanDiT(nn.Module):
         )
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
         self.blocks = nn.ModuleList(
-            Block(width, ffn_width, num_heads, eps, has_image) for _ in range(num_layers)
+            Block(width, ffn_width, num_heads, eps, text_length, has_image)
+            for _ in range(num_layers)
         )
         self.head = Head(width, out_channels * math.prod(patch), eps)
         if has_image:
@@ -218,6 +227,9 @@ class WanDiT(nn.Module):
         [B, L, text_width], zero beyond each prompt's tokens, not masked; image [B, 257 or 514,
         image_width] from CLIP; condition [B, 20, T, H, W]: 4 mask channels, then 16 of the
         conditioning latents. ValueError names what does not fit.
+
+        L is text_length, or less: then the last token stands for itself and all that are left out,
+        which is the same where they are equal, as zeros are, and saves their keys and values.
         """
         self._check(latents, timestep, text, image, condition)
         dtype = self.patch_embedding.weight.dtype
@@ -286,8 +298,8 @@ class WanDiT(nn.Module):
         if timestep.dtype in (torch.bfloat16, torch.float16):
             raise ValueError(f"timestep is {timestep.dtype}, too coarse for 0..1000: give float32")
         wanted = [batch, config["text_length"], config["text_width"]]
-        if list(text.shape) != wanted:
-            raise ValueError(f"text {list(text.shape)}: the model takes {wanted}")
+        if [*text.shape[::2]] != wanted[::2] or not 0 < text.shape[1] <= wanted[1]:
+            raise ValueError(f"text {list(text.shape)}: the model takes {wanted}, or fewer tokens")
         if (image is None) != (config["image_width"] is None):
             state = (
                 "has no image branch" if image is not None else "needs image tokens: give image="

@@ -18,6 +18,10 @@ def formula(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (scores.softmax(-1) @ v).transpose(1, 2)
 
 
+def repeated(x: Tensor, last: int) -> Tensor:
+    return torch.cat((x, x[:, -1:].expand(-1, last - 1, -1, -1)), 1)
+
+
 def heads(tokens: int, dtype=torch.float32) -> Tensor:
     return torch.randn(2, tokens, 3, 32, dtype=dtype)
 
@@ -40,6 +44,20 @@ def test_gradients_of_attention_are_those_of_its_formula(tokens, dtype, error):
     for one, other in zip(ours, theirs, strict=True):
         assert one.dtype == dtype
         assert (one - other).abs().max() < error * max(1, other.abs().max())
+
+
+@pytest.mark.parametrize("tokens", [7, 128, 129])
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
+@pytest.mark.parametrize("trained", [True, False])
+def test_the_last_token_counts_as_many_as_it_is_said_to(tokens, dtype, error, trained):
+    of = [heads(count, dtype).requires_grad_(trained) for count in (9, tokens, tokens)]
+    q, k, v = of
+    outs = attention(q, k, v, last=301), formula(q, repeated(k, 301), repeated(v, 301))
+    assert (outs[0] - outs[1]).abs().max() < error
+    if trained:
+        ours, theirs = (torch.autograd.grad(out.sin().sum(), of) for out in outs)
+        for one, other in zip(ours, theirs, strict=True):
+            assert (one - other).abs().max() < error * max(1, other.abs().max())
 
 
 def test_an_unknown_backend_is_named_with_those_that_there_are():
@@ -89,10 +107,12 @@ def test_flash_takes_the_newer_package_in_its_own_layout(gives_lse, monkeypatch)
     for backend in ("flash", "flash3", "flash2"):
         out = attention(q, k, v, backend)
         assert (out - formula(q, k, v)).abs().max() < 0.02
-    assert (len(two.asked), len(three.asked)) == (1, 2)
+        out = attention(q, k, v, backend, last=30)
+        assert (out - formula(q, repeated(k, 30), repeated(v, 30))).abs().max() < 0.02
+    assert (len(two.asked), len(three.asked)) == (2, 4)
     monkeypatch.setitem(sys.modules, "flash_attn_interface", None)
     attention(q, k, v, "flash")
-    assert len(two.asked) == 2
+    assert len(two.asked) == 3
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA kernel")
@@ -100,6 +120,8 @@ def test_flash_takes_the_newer_package_in_its_own_layout(gives_lse, monkeypatch)
 def test_cuda_kernels_agree_with_the_formula(backend):
     q, k, v = (x.cuda() for x in (heads(70, torch.bfloat16),) * 3)
     assert (attention(q, k, v, backend) - formula(q, k, v)).abs().max() < 0.03
+    many = formula(q, repeated(k, 30), repeated(v, 30))
+    assert (attention(q, k, v, backend, last=30) - many).abs().max() < 0.03
 
 
 def drawn_norm(width: int = 96, num_heads: int = 3) -> HeadNorm:

@@ -13,7 +13,7 @@ from model.vae import WanVAE
 from recipes.load import load
 from recipes.training import Fit
 from tests.drawn import draw
-from training import dit_module
+from training import dit_module, features
 from training.batch import Batch, Bucket, pixels
 from training.dit_module import DiTModule
 
@@ -107,6 +107,18 @@ def test_a_share_of_the_prompts_is_dropped_for_the_empty_one():
     rows = [row for _, _, text, _ in one.network.asked for row in text]
     share = sum(torch.equal(row, empty) for row in rows) / len(rows)
     assert share == pytest.approx(0.25, abs=0.06)
+
+
+@pytest.mark.parametrize("dropout", [0, 0.5])
+def test_text_that_is_all_zeros_is_left_out_and_makes_no_difference(dropout, monkeypatch):
+    one = module(f"objective.text_dropout={dropout}", text_length=512)
+    one.features.encoder.length = 512
+    some = replace(cached(one, batch()), prompts=["a", "an", "一只猫在走路 " * 5])
+    short = one.losses(some, one.generator(0, 0)).total
+    assert one.text(some).shape == (3, 128, 16)
+    monkeypatch.setattr(features, "given", lambda longest, length: length)
+    assert one.text(some).shape == (3, 512, 16)
+    torch.testing.assert_close(one.losses(some, one.generator(0, 0)).total, short)
 
 
 @pytest.mark.parametrize(("keys", "shift"), [((), 1.0), (("objective.shift=3",), 3.0)])

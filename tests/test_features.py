@@ -1,10 +1,11 @@
 """Features of captions: the encoder's own, remembered, told apart."""
 
+import pytest
 import torch
 
 from model.byte_encoder import ByteEncoder
 from training import features
-from training.features import Features, fingerprint
+from training.features import Features, fingerprint, given
 
 PROMPTS = ["a cat", "", "一只猫在走路", "a cat"]
 
@@ -31,6 +32,18 @@ def test_only_so_many_bytes_are_remembered_those_that_came_last():
     assert some.held == 2 * row
     torch.testing.assert_close(some(["a", "b", "c"]), fresh)
     assert Features(encoder(), remembered=0)(["a"]).shape == (1, 32, 16)
+
+
+@pytest.mark.parametrize(("longest", "wanted"), [(1, 64), (63, 64), (64, 128), (200, 256)])
+def test_the_dit_is_given_one_zero_at_least_or_all_that_it_takes(longest, wanted):
+    assert given(longest, 512) == wanted
+    assert given(longest, 100) == min(wanted, 100)
+    some = Features(encoder(length=512))
+    rows = torch.ones(2, longest, 16)
+    filled = some.filled(rows)
+    assert torch.equal(filled[:, :longest], rows)
+    assert filled.shape == (2, wanted, 16)
+    assert not filled[:, longest:].any()
 
 
 def test_an_encoder_is_told_by_its_weights_and_sizes():

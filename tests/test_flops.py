@@ -85,6 +85,10 @@ def test_a_step_is_the_sum_of_its_batches_and_shared_by_those_who_share_a_sequen
     each = [of_dit(network.config, one.bucket).step * len(one) for one in some]
     assert step_flops(network, some) == sum(each)
     assert step_flops(network, some, context=2) == sum(each) / 2
+    with_text = Batch(BUCKET, ["a"], ["a cat"], text=torch.zeros(1, 70, 64))
+    long = meta("tiny", text_length=512)
+    assert step_flops(long, [with_text]) == of_dit(long.config, BUCKET, 128).step
+    assert of_dit(long.config, BUCKET, 128) == of_dit(long.config | {"text_length": 128}, BUCKET)
     vae = WanVAE(width=4, blocks=1)
     clips = [Batch(Bucket(16, 16, 1), ["a", "b", "c"], [""] * 3)]
     assert step_flops(vae, clips) == 3 * of_vae(vae.config, clips[0].bucket).step

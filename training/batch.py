@@ -53,7 +53,7 @@ class Batch:
     video: Tensor | None = None  # uint8 [B, 3, T, H, W], RGB
     mean: Tensor | None = None  # [B, C, L, H/8, W/8], not normalised
     logvar: Tensor | None = None
-    text: Tensor | None = None  # [B, N, D], cached features of the prompts, zero beyond each
+    text: Tensor | None = None  # [B, N, D], features of the prompts, zero beyond each
     condition: Tensor | None = None  # [B, 4 + C, L, H/8, W/8], cached: mask, latents not normalised
     tiers: list[str | None] = field(default_factory=list)
     scores: list[dict[str, float]] = field(default_factory=list)

@@ -10,6 +10,8 @@ question every time, so that the curve shows learning and nothing else.
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 
 from model import flow
 from model.condition import MASK_CHANNELS, condition
@@ -125,14 +127,15 @@ class DiTModule(Trained):
         return Posterior(*(torch.cat([getattr(one, name) for one in parts], 2) for name in NAMES))
 
     def text(self, batch: Batch, dropped: Tensor | None = None) -> Tensor:
-        """Features of the prompts [B, L, D], cached or not; where dropped [B], the empty one's."""
-        if batch.text is not None:
-            features = self.features.filled(batch.text)
-        else:
-            features = self.features(batch.prompts).to(self.device)
+        """Features of the prompts [B, given, D], zero beyond each; where dropped [B], the empty
+        one's. What was not cached the batch holds from now on."""
+        if batch.text is None:
+            batch.text = pad_sequence(self.features.rows(batch.prompts), True).to(self.device)
+        features = self.features.filled(batch.text)
         if dropped is None or not dropped.any():
             return features
-        empty = self.features([""]).to(features)
+        empty = self.features.rows([""])[0].to(features)  # no prompt has fewer tokens
+        empty = pad(empty, (0, 0, 0, features.shape[1] - len(empty)))
         return torch.where(dropped.to(self.device)[:, None, None], empty, features)
 
     @torch.no_grad()

@@ -1,7 +1,7 @@
 """Features of captions: by a frozen text encoder, remembered, or read from latent shards.
 
     features = Features(encoder)
-    features(["a cat", ""])                 # [2, length, D], as the DiT takes them
+    features(["a cat", ""])                 # [2, given, D], as the DiT takes them
     features.rows(["a cat"])                # [[tokens, D]], without the zeros after
 
 In a latent shard a caption's features are a tensor named after the caption's hash.
@@ -19,6 +19,14 @@ from model.text import TextEncoder
 
 REMEMBERED = 2 * 2**30  # bytes: 2,600 captions of 100 tokens of umT5-XXL in bfloat16
 SEEN = 4096  # values of each weight that an encoder is told by
+MULTIPLE = 64  # of tokens: batches come in few shapes, as a compiler likes them
+
+
+def given(longest: int, length: int) -> int:
+    """Tokens that the DiT is given of prompts of at most `longest`, where it takes `length`: at
+    least one zero, which stands for all that are left out (model.dit). Of 256 image tokens' cost
+    512 of text, nearly all of them zeros, would be a fifth."""
+    return min(length, MULTIPLE * (longest // MULTIPLE + 1))
 
 
 class Features:
@@ -35,12 +43,13 @@ class Features:
         self._rows: OrderedDict[str, Tensor] = OrderedDict()
 
     def __call__(self, prompts: Sequence[str]) -> Tensor:
-        """[B, length, D] on the CPU, zero beyond each prompt's tokens."""
+        """[B, given, D] on the CPU, zero beyond each prompt's tokens."""
         return self.filled(torch.nn.utils.rnn.pad_sequence(self.rows(prompts), batch_first=True))
 
     def filled(self, features: Tensor) -> Tensor:
-        """[B, N, D] → [B, length, D], zeros after."""
-        return pad(features, (0, 0, 0, self.encoder.length - features.shape[1]))
+        """[B, N, D] of the longest prompt → [B, given, D], zeros after."""
+        longest = features.shape[1]
+        return pad(features, (0, 0, 0, given(longest, self.encoder.length) - longest))
 
     @torch.no_grad()
     def rows(self, prompts: Sequence[str]) -> list[Tensor]:

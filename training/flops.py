@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from model.dit import WanDiT
 from model.vae import WanVAE
 from training.batch import Batch, Bucket
+from training.features import given
 from training.footprint import IMAGE_TOKENS
 
 
@@ -49,21 +50,29 @@ def step_flops(network: nn.Module, batches: Iterable[Batch], context: int = 1) -
     """Operations of some batches, forward and backward, of a WanDiT or a WanVAE.
 
     Args:
+        batches: with their text, where the DiT was given less of it than it takes.
         context: processes that share each sequence; the share of one of them is told.
     """
-    count = of_dit if isinstance(network, WanDiT) else of_vae
-    each = (len(batch) * count(network.config, batch.bucket).step for batch in batches)
-    return sum(each) / context
+    sizes, total = network.config, 0.0
+    for batch in batches:
+        if isinstance(network, WanDiT):
+            length = sizes["text_length"]
+            text = length if batch.text is None else given(batch.text.shape[1], length)
+            total += len(batch) * of_dit(sizes, batch.bucket, text).step
+        else:
+            total += len(batch) * of_vae(sizes, batch.bucket).step
+    return total / context
 
 
-def of_dit(sizes: dict[str, Any], bucket: Bucket) -> Flops:
-    """Of one sample of a DiT: all of WanDiT's keywords, and a bucket.
+def of_dit(sizes: dict[str, Any], bucket: Bucket, text: int | None = None) -> Flops:
+    """Of one sample of a DiT: all of WanDiT's keywords, a bucket, and the tokens of text that it is
+    given, by default all that it takes.
 
     The report (section 4.3) gives a layer α·s·h² + 4·s²·h; that the keys and values of text and
     image are few, and the first and last layers, make the difference.
     """
     width, patch = sizes["width"], 4 * sizes["in_channels"]
-    video, text = bucket.tokens, sizes["text_length"]
+    video, text = bucket.tokens, text or sizes["text_length"]
     image = sizes["image_width"] and (sizes["image_positions"] or IMAGE_TOKENS)
 
     first = 2 * video * patch * width  # their inputs need no gradient

@@ -106,7 +106,7 @@ class Plan:
         return Work(*sums)
 
     def _flops(self, load: Full) -> flops.Flops:
-        count = flops.of_dit if self.networks.is_dit else flops.of_vae
+        count = flops.of_dit if self.networks.is_dit else flops.of_vae  # text as long as it may be
         return count(self.networks.trained.config, load.bucket)
 
     def _again(self, cost: flops.Flops) -> float:

@@ -1,6 +1,6 @@
 """All figures of the model, beside diffusers' in one run; on a GPU also how near the chip it comes.
 
-    python tests/benchmarks/model.py                             about fifteen minutes on two cores
+    python tests/benchmarks/model.py                             about half an hour on two cores
     python tests/benchmarks/model.py turns=9 out=FILE
     python tests/benchmarks/model.py checkpoint=runs/tiny/…      the sampler's caches too
 

@@ -69,7 +69,7 @@ def _peak(make: Make, arguments: tuple, threads: int) -> float:
 def shown(name: str, row: dict[str, float], target: str) -> dict[str, float]:
     """Prints a row, and hands it on."""
     print(
-        f"{name:12} {row['ours_s']:6.2f} s, diffusers {row['diffusers_s']:6.2f} s: "
+        f"{name:16} {row['ours_s']:6.2f} s, diffusers {row['diffusers_s']:6.2f} s: "
         f"{row['time_ratio']:.2f} ({target}); peak {row['ours_peak_mib']:.0f} MiB, "
         f"{row['diffusers_peak_mib']:.0f} MiB: {row['peak_ratio']:.2f}",
         flush=True,
