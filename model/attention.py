@@ -47,7 +47,7 @@ def _kernel(q: Tensor, k: Tensor, v: Tensor, last: int) -> Tensor:
     weight = _weight(k, last)
     # the kernel is a tenth faster so, more than the copy costs
     q, k, v = (x.transpose(1, 2).contiguous() for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, weight).transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=weight).transpose(1, 2)
 
 
 def _products(q: Tensor, k: Tensor, v: Tensor, weight: Tensor | None) -> Tensor:
