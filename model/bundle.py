@@ -122,14 +122,16 @@ def load_bundle(
         text = load_text_encoder(layout.text, device)
         if about.config["image_width"]:
             image = load_image_encoder(layout.image, device)
-    for name, has, wants in (
-        (f"text encoder {text.name}", text.width, about.config["text_width"]),
-        ("VAE", vae.config["latent_channels"], about.config["out_channels"]),
-        ("image encoder", image.width if image else None, about.config["image_width"]),
+    wanted, image_width = about.config, image.width if image else None
+    for name, what, has, wants in (
+        (f"text encoder {text.name}", "width", text.width, wanted["text_width"]),
+        (f"text encoder {text.name}", "length", text.length, wanted["text_length"]),
+        ("VAE", "width", vae.config["latent_channels"], wanted["out_channels"]),
+        ("image encoder", "width", image_width, wanted["image_width"]),
     ):
         if has != wants:
             raise CheckpointError(
-                f"{layout.path}: the {name} has width {has}, the DiT wants {wants}: they don't "
+                f"{layout.path}: the {name} has {what} {has}, the DiT wants {wants}: they don't "
                 "belong together"
             )
     return Bundle(dit, vae, text, image, about, device)

@@ -197,9 +197,18 @@ def test_what_is_no_checkpoint_is_told_in_one_line(tmp_path):
     assert "Wan 2.2" in refused(str(tmp_path))
 
 
-def test_parts_that_do_not_belong_together_are_refused(folders, run):
-    mixed = layouts.find(str(folders["official"]), text_encoder=str(run / "words"))
-    with pytest.raises(CheckpointError, match="bytes has width 24, the DiT wants 32"):
+@pytest.mark.parametrize(
+    ("sizes", "says"),
+    [
+        ({"width": 24}, "bytes has width 24, the DiT wants 32"),
+        # else the last byte of a long prompt would count for all that the DiT misses
+        ({"width": 32, "length": 64}, "bytes has length 64, the DiT wants 512"),
+    ],
+)
+def test_parts_that_do_not_belong_together_are_refused(folders, tmp_path, sizes, says):
+    save_byte_encoder(ByteEncoder(**sizes), tmp_path / "words")
+    mixed = layouts.find(str(folders["official"]), text_encoder=str(tmp_path / "words"))
+    with pytest.raises(CheckpointError, match=says):
         load_bundle(mixed)
 
 

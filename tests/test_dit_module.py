@@ -101,7 +101,7 @@ def test_a_cached_posterior_trains_as_the_pixels_do():
 def test_a_share_of_the_prompts_is_dropped_for_the_empty_one():
     one = module("objective.text_dropout=0.25")
     one.network = Watched(torch.zeros_like)
-    empty = one.features([""])[0]
+    empty = one.features.filled(one.features([""]))[0]
     for step in range(40):
         one.losses(cached(one, batch(8)), one.generator(step, 0))
     rows = [row for _, _, text, _ in one.network.asked for row in text]

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from model.byte_encoder import ByteEncoder, save_byte_encoder
 from model.checkpoint import save
 from model.dit import WanDiT
 from model.presets import PRESETS, VAES
@@ -12,7 +13,7 @@ from recipes.load import load
 from recipes.training import Fit
 from tests.drawn import draw
 from tests.small_fit import DIT, shrink
-from training.parts import found, network_of, widen
+from training.parts import found, network_of, parts_of, widen
 
 
 @pytest.fixture(autouse=True)
@@ -92,6 +93,18 @@ def test_sizes_that_differ_are_refused_with_both_numbers(tmp_path, monkeypatch):
     monkeypatch.setitem(VAES, "micro", {"width": 8, "blocks": 1})
     with pytest.raises(UsageError, match="its width is 4, model=micro has 8"):
         network_of(config("trains=vae", "model=micro"), tmp_path / "vae")
+
+
+@pytest.mark.parametrize(("part", "sizes"), [("width", {"width": 8}), ("length", {"length": 99})])
+def test_a_text_encoder_of_another_size_is_refused_with_both_numbers(tmp_path, part, sizes):
+    right = {"width": DIT["text_width"], "length": DIT["text_length"]}
+    save_byte_encoder(ByteEncoder(**right | sizes), tmp_path / "words")
+    save(draw(WanVAE(width=4, blocks=1)), tmp_path / "vae")
+    keys = (f"vae={tmp_path / 'vae'}", f"text_encoder={tmp_path / 'words'}", "model=tiny")
+    dit = WanDiT(**PRESETS["tiny"])
+    says = f"text_encoder: {part} {sizes[part]}, but model=tiny wants {right[part]}"
+    with pytest.raises(UsageError, match=says):
+        parts_of(config("trains=dit", *keys), dit, tmp_path / "run")
 
 
 def test_a_recipe_without_a_finished_run_names_the_command_that_makes_one(tmp_path):

@@ -11,7 +11,6 @@ question every time, so that the curve shows learning and nothing else.
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from torch.nn.utils.rnn import pad_sequence
 
 from model import flow
 from model.condition import MASK_CHANNELS, condition
@@ -130,12 +129,12 @@ class DiTModule(Trained):
         """Features of the prompts [B, given, D], zero beyond each; where dropped [B], the empty
         one's. What was not cached the batch holds from now on."""
         if batch.text is None:
-            batch.text = pad_sequence(self.features.rows(batch.prompts), True).to(self.device)
+            batch.text = self.features(batch.prompts).to(self.device)
         features = self.features.filled(batch.text)
         if dropped is None or not dropped.any():
             return features
-        empty = self.features.rows([""])[0].to(features)  # no prompt has fewer tokens
-        empty = pad(empty, (0, 0, 0, features.shape[1] - len(empty)))
+        empty = self.features([""]).to(features)  # no prompt has fewer tokens
+        empty = pad(empty, (0, 0, 0, features.shape[1] - empty.shape[1]))
         return torch.where(dropped.to(self.device)[:, None, None], empty, features)
 
     @torch.no_grad()

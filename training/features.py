@@ -1,7 +1,8 @@
 """Features of captions: by a frozen text encoder, remembered, or read from latent shards.
 
     features = Features(encoder)
-    features(["a cat", ""])                 # [2, given, D], as the DiT takes them
+    text = features(["a cat", ""])          # [2, N, D], as long as the longest
+    features.filled(text)                   # [2, given, D], as the DiT takes them
     features.rows(["a cat"])                # [[tokens, D]], without the zeros after
 
 In a latent shard a caption's features are a tensor named after the caption's hash.
@@ -43,11 +44,11 @@ class Features:
         self._rows: OrderedDict[str, Tensor] = OrderedDict()
 
     def __call__(self, prompts: Sequence[str]) -> Tensor:
-        """[B, given, D] on the CPU, zero beyond each prompt's tokens."""
-        return self.filled(torch.nn.utils.rnn.pad_sequence(self.rows(prompts), batch_first=True))
+        """[B, N, D] of the longest prompt, on the CPU, zero beyond each one's tokens."""
+        return torch.nn.utils.rnn.pad_sequence(self.rows(prompts), batch_first=True)
 
     def filled(self, features: Tensor) -> Tensor:
-        """[B, N, D] of the longest prompt → [B, given, D], zeros after."""
+        """[B, N, D] → [B, given, D], zeros after."""
         longest = features.shape[1]
         return pad(features, (0, 0, 0, given(longest, self.encoder.length) - longest))
 

@@ -185,12 +185,13 @@ def parts_of(config: Fit, dit: WanDiT, folder: Path) -> Parts:
     if config.image_encoder:
         places["image_encoder"] = str(needed("image_encoder", config))
         image = load_image_encoder(places["image_encoder"])
-    for name, has, wants in (
-        ("vae", vae.config["latent_channels"], dit.config["out_channels"]),
-        ("text_encoder", text.width, dit.config["text_width"]),
+    for name, what, has, wants in (
+        ("vae", "width", vae.config["latent_channels"], dit.config["out_channels"]),
+        ("text_encoder", "width", text.width, dit.config["text_width"]),
+        ("text_encoder", "length", text.length, dit.config["text_length"]),
     ):
         if has != wants:
-            raise UsageError(f"{name}: width {has}, but model={config.model} wants {wants}")
+            raise UsageError(f"{name}: {what} {has}, but model={config.model} wants {wants}")
     return Parts(vae, text, image, places)
 
 

@@ -65,7 +65,9 @@ class Features:
 
     def encode(self, prompts: list[str]) -> TextFeatures:
         rows = self.row.expand(len(prompts), -1, -1)
-        return TextFeatures(rows, torch.tensor([9] * len(prompts)), (False,) * len(prompts))
+        return TextFeatures(
+            rows, torch.tensor([self.length] * len(prompts)), (False,) * len(prompts)
+        )
 
     def to(self, device: torch.device) -> "Features":
         self.row = self.row.to(device)
