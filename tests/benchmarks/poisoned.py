@@ -52,13 +52,13 @@ def copied(frames: np.ndarray, random: np.random.RandomState) -> np.ndarray:
 FAULTS = (blurred, frozen, shaky, letterboxed, copied)
 
 
-def render(folder: Path, count: int, exclude: list[str]) -> None:
+def render(folder: Path, count: int, exclude: list[str], size: int = 64) -> None:
     """Writes the clips that are not there yet; which are bad, and how, follows from their number.
 
     A file's name says its fault, and no step of curation looks at names.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    config = Synthetic(size=64, frames=9, seed=SEED, exclude=exclude)
+    config = Synthetic(size=size, frames=9, seed=SEED, exclude=exclude)
     period = round(1 / SHARE)
     for number in range(count):
         fault = FAULTS[number // period % len(FAULTS)] if number % period == 0 else None

@@ -20,7 +20,7 @@ class Scale:
 
 
 GPU = ("compute.device=cuda", "data.workers=8")
-WIDE = (*GPU, "model=small", "data.workers=8")
+WIDE = (*GPU, "model=small")
 SCALES = {
     "cpu": Scale(64, {}),
     "gpu": Scale(
@@ -74,6 +74,17 @@ class Study:
         if process.returncode:
             sys.exit(f"{script} failed")
         return time.monotonic() - began
+
+    def encode(self, recipe: str, shards: Path, latents: Path) -> float:
+        """Writes the latents that a recipe trains on at this scale; seconds."""
+        return self.command(
+            "training/latents.py",
+            f"recipe={recipe}",
+            f"runs={self.runs}",
+            f"data.shards={shards}",
+            f"cache.out={latents}",
+            *self.scale.keys.get(recipe, ()),
+        )
 
     def fit(self, recipe: str, *keys: str, name: str = NAME) -> float:
         """Trains a recipe to its end; seconds of all calls that it took."""

@@ -13,7 +13,7 @@ at 768 tokens in float32.
 `wait` runs `recipe=tiny-vae-video` on shards with two readers and gives the share of the step time
 that it waits for data, as the run's own meters tell it. `192p` and `480p`, on a GPU, are the 1.3B's
 step in bfloat16 at that recipe's longest video, on drawn latents: tokens/s, MFU, and peak memory
-beside the preflight's.
+beside what the preflight says of the same batch, without encoders and reserve.
 """
 
 import json
@@ -25,6 +25,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -236,34 +237,49 @@ def wait(shards: str) -> dict[str, float]:
     return {"share_percent": share}
 
 
+def longest(recipe: str) -> Fit:
+    """A recipe that trains on nothing but its longest videos, one batch a step."""
+    config = load(
+        Fit,
+        [
+            f"recipe={recipe}",
+            "buckets.batches=1",
+            "data.latents=none",
+            "compute.devices=1",
+            "optimizer.steps=1000000000",
+        ],
+    )
+    frames = max(config.buckets.frames)
+    return replace(config, buckets=replace(config.buckets, frames=[frames], growth={}))
+
+
 def on_gpu(recipe: str) -> dict[str, float]:
     """The 1.3B's real step on drawn latents, at the recipe's longest video; encoders apart."""
     from model.dit import WanDiT
     from model.recompute import Recompute
+    from tests.benchmarks.preflight import reckoned
     from training.flops import step_flops
     from training.gpus import named
     from training.preflight import preflight
 
-    config = load(Fit, [f"recipe={recipe}", "buckets.batches=1", "optimizer.steps=1000000000"])
+    config = longest(recipe)
     plan = preflight(config)
-    bucket = max(one.bucket for one in plan.mix)
-    count = max(1, config.buckets.tokens // bucket.tokens)
+    batch = plan.heaviest
     with torch.device("cuda"):
         dit = WanDiT(**PRESETS["1.3b"])
     dit.recompute = Recompute(config.compute.recompute)
     torch.cuda.reset_peak_memory_stats()
-    seconds = through_lightning(config, dit, bucket, count)()
-    step = drawn(0, bucket, count)
+    seconds = through_lightning(config, dit, batch.bucket, batch.samples)()
+    step = drawn(0, batch.bucket, batch.samples)
     peak = named(torch.cuda.get_device_name()).bfloat16
-    planned = plan.peak.total - plan.peak.kinds.get("encoders", 0)
     row = {
         "tokens_per_s": step.tokens / seconds,
         "mfu": step_flops(dit, step.batches) / seconds / peak,
         "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
-        "planned_gib": planned / 2**30,
+        "planned_gib": reckoned(plan) / 2**30,
     }
     print(
-        f"{recipe:6} {bucket.name} × {count}: {row['tokens_per_s']:,.0f} tokens/s, MFU "
+        f"{recipe:6} {batch.name}: {row['tokens_per_s']:,.0f} tokens/s, MFU "
         f"{row['mfu']:.1%} (≥ 45 %); peak {row['peak_gib']:.1f} GiB, "
         f"planned {row['planned_gib']:.1f}"
     )
