@@ -19,7 +19,7 @@ from torch.nn.functional import gelu, scaled_dot_product_attention
 from model.pretrained import fill, open_model, placed, read_config
 from model.prompt import TextFeatures, checked, padded, report_cut
 from model.tensors import CheckpointError, entry
-from model.writer import write_json, write_weights
+from model.writer import fresh, write_json, write_weights
 
 BEGIN = 256  # the token before every prompt, so that the empty one has a feature; bytes are 0–255
 
@@ -148,12 +148,15 @@ def is_byte_encoder(folder: Path) -> bool:
 
 
 def save_byte_encoder(encoder: ByteEncoder, folder: str | Path) -> None:
-    """Writes `model.safetensors` and, last, `config.json` into a folder, made if need be."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    """Writes `model.safetensors` and `config.json` into a new folder, there once it is whole.
+
+    Raises:
+        CheckpointError: the folder is there already and not empty, or can't be written.
+    """
     entries = {name: entry(value) for name, value in encoder.state_dict().items()}
-    write_weights(folder, "model", entries)
-    write_json(folder / "config.json", {"class": "ByteEncoder", **encoder.config})
+    with fresh(folder) as partial:
+        write_weights(partial, "model", entries)
+        write_json(partial / "config.json", {"class": "ByteEncoder", **encoder.config})
 
 
 def load_byte_encoder(

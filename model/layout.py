@@ -61,16 +61,15 @@ def find(
     Args:
         checkpoint: a run, one checkpoint folder of it, a diffusers folder, an official Wan folder,
             `owner/name` on the hub of either, a DiT's own file or folder, or `random:<preset>`.
-        vae, text_encoder, image_encoder: used instead of what the checkpoint has or names; the
-            VAE may be a run too.
+        vae, text_encoder, image_encoder: used instead of what the checkpoint has or names; each
+            may be a run too.
 
     Raises:
         CheckpointError: a part that every model needs is missing.
     """
     given = {"vae": vae, "text": text_encoder, "image": image_encoder}
     given = {part: _spec(spec) for part, spec in given.items() if spec}
-    if isinstance(given.get("vae"), Path):
-        given["vae"] = weights(given["vae"], "vae")
+    given |= {part: weights(at, part) for part, at in given.items() if isinstance(at, Path)}
     if checkpoint.startswith("random:"):
         if given:
             raise CheckpointError(f"{checkpoint} draws every part; leave out the others")
@@ -127,7 +126,8 @@ def checkpoints(run: Path) -> list[Checkpoint]:
 
 
 def best(run: Path) -> Path:
-    """A run's checkpoint folder: the best by `validation`, the later of equals, else the newest.
+    """A run's checkpoint folder: of a finished run the one that its done.json names; else the best
+    by `validation`, the later of equals; else the newest.
 
     Raises:
         CheckpointError: it has none that is whole.
@@ -135,6 +135,10 @@ def best(run: Path) -> Path:
     found = checkpoints(run)
     if not found:
         raise CheckpointError(f"{run}: no checkpoint yet (checkpoints/step=…/meta.json)")
+    done = run / "done.json"
+    named = read_json(done).get("best") if done.is_file() else None
+    if named in [one.path.name for one in found]:
+        return run / "checkpoints" / named
     scored = [one for one in found if one.validation is not None]
     if not scored:
         return found[-1].path
@@ -145,8 +149,8 @@ def weights(path: Path, kind: str | None = None) -> Path:
     """Where the weights of a run are, or of one checkpoint of it; any other path is its own answer.
 
     Args:
-        kind: dit or vae; of a run that trained a DiT a VAE is the one it was trained with. None:
-            what the run trained.
+        kind: dit, vae, text or image; of a run that trained a DiT the others are those it was
+            trained with. None: what the run trained.
 
     Raises:
         CheckpointError: the run has no checkpoint yet, or is of another kind.
@@ -157,11 +161,13 @@ def weights(path: Path, kind: str | None = None) -> Path:
         return path
     found = Checkpoint(path, read_json(path / "meta.json"))
     trained = found.meta.get("class")
-    if kind is None or trained == CLASSES[kind]:
+    if kind is None or trained == CLASSES.get(kind):
         return found.weights
-    if kind == "vae" and trained == CLASSES["dit"]:
-        return Path(_trained(found).vae)
-    raise CheckpointError(f"{path}: weights of a {trained}; a {CLASSES[kind]} is wanted")
+    if trained == CLASSES["dit"]:
+        return Path(getattr(_trained(found), kind))
+    raise CheckpointError(
+        f"{path}: weights of a {trained}; a {CLASSES.get(kind, CLASSES['dit'])} is wanted"
+    )
 
 
 def _spec(text: str, base: Path = Path()) -> Path | str:

@@ -22,7 +22,7 @@ class Export:
     to: str = key(
         "diffusers",
         "diffusers: a whole pipeline where the source has its parts; official: Wan's own files, "
-        "without the encoders; ours: model.safetensors and config.json",
+        "without the encoders, which ComfyUI opens too; ours: model.safetensors and config.json",
         choices=FORMATS,
     )
     parts: list[str] = key(
@@ -31,7 +31,11 @@ class Export:
     dtype: str | None = key(
         None, "of the DiT; null: as it is, like VAE and encoders always", choices=DTYPES
     )
-    shard_gb: float = key(10.0, "a larger file is cut into shards, in units of 10^9 bytes")
+    shard_gb: float | None = key(
+        None,
+        "a larger file of a DiT is cut into shards, in units of 10^9 bytes; null: 10 in diffusers' "
+        "format, while official is one file, as ComfyUI wants it",
+    )
     vae_file: str = key(
         "pth", "to=official: Wan2.1_VAE as the public pickle or not", choices=("pth", "safetensors")
     )

@@ -91,8 +91,8 @@ class Sample:
     )
     batched: bool = key(True, "both passes of guidance at once; false: in turn, in less memory")
     vae: str | None = key(None, "another VAE than the checkpoint's")
-    text_encoder: str | None = key(None, "another text encoder than the checkpoint's")
-    image_encoder: str | None = key(None, "another image encoder than the checkpoint's")
+    text_encoder: str | None = key(None, "another than the checkpoint's; a run: its text encoder")
+    image_encoder: str | None = key(None, "another than the checkpoint's; a run: its image encoder")
     device: str = key("auto", "auto: a GPU if there is one", choices=("auto", "cuda", "cpu"))
     dtype: str | None = key(
         None, "of the DiT; null: bfloat16 on a GPU, else float32", choices=DTYPES

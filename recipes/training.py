@@ -65,6 +65,12 @@ class Buckets:
     )
     image_sizes: list[str] = key([], "sizes of images; empty: as sizes")
     frames: list[int] = key([1, 17, 33, 49, 65, 81], "lengths at buckets.fps, each 4k+1")
+    mixed: list[str] = key(
+        [],
+        "sizes, frames: a clip goes to any of those that it fills, drawn by its key; of what is "
+        "left out here to the largest size, the greatest length",
+        choices=("sizes", "frames"),
+    )
     growth: dict[str, int] = key(
         {}, "longest clip from a step on, e.g. growth.0=17 growth.20000=81; empty: all of frames"
     )
@@ -189,7 +195,7 @@ class Compute:
 class Validate:
     """What is measured on held-out clips, and shown."""
 
-    every: int = key(1000, "steps between two validations")
+    every: int = key(1000, "steps between two validations; 0: none")
     clips: int = key(64, "held-out clips a bucket, always the same")
     timesteps: int = key(10, "fixed noise levels, evenly spaced")
     sample_every: int = key(5000, "steps between sample videos; 0: none")
@@ -226,15 +232,19 @@ class Fit:
     chain: list[str] = key([], "trains=chain: recipes, run one after the other")
     starts_from: str | None = key(
         None,
-        "whose weights to begin with: a recipe (its newest finished run), a run, or weights in any "
-        "format; null: drawn at random",
+        "whose weights to begin with: a recipe (its newest finished run; also a path to YAML), a "
+        "run, or weights in any format; null: drawn at random",
     )
     vae: str | None = key(None, "the DiT's: a recipe, a run, or weights in any format")
     text_encoder: str | None = key(
-        None, "bytes (drawn at random, fixed), a folder, or owner/name on the hub"
+        None,
+        "bytes (drawn at random, fixed), a recipe or run (what it was trained with), a folder, or "
+        "owner/name on the hub",
     )
     image_encoder: str | None = key(
-        None, "CLIP for image-to-video, a folder or owner/name on the hub; null: no image branch"
+        None,
+        "CLIP for image-to-video: a recipe or run, a folder, or owner/name on the hub; null: no "
+        "image branch",
     )
     runs: str = key("runs", "the folder of all runs")
     name: str | None = key(None, "the run's own folder in runs/<recipe>/; null: the time")
@@ -245,7 +255,10 @@ class Fit:
     )
     seed: int = key(0, "of everything that is drawn")
     plan: bool = key(False, "say what it takes and costs, and train nothing")
-    expect: str = key("", "in a recipe: what it costs, and the score to look for")
+    expect: str = key(
+        "",
+        "in a recipe: what it costs (hours of an H100, as plan=true reckons), and what to look for",
+    )
     data: Data = section(Data)
     buckets: Buckets = section(Buckets)
     objective: Objective = section(Objective)

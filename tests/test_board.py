@@ -76,6 +76,7 @@ def test_the_promised_curves_are_there(run):
         "optimizer/learning rate",
         "optimizer/gradient norm",
         "optimizer/skipped steps",
+        "data/broken",
         "optimizer/EMA drift",
         "machine/step seconds",
         "machine/data wait",

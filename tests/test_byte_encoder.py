@@ -117,6 +117,22 @@ def test_a_byte_encoder_saved_is_the_one_loaded(tmp_path):
     assert trainable.encode(["a"]).features.requires_grad
 
 
+def test_a_byte_encoder_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
+    from model import byte_encoder
+
+    def killed(*_) -> None:
+        raise KeyboardInterrupt
+
+    for at in ("write_weights", "write_json"):
+        with monkeypatch.context() as patch:
+            patch.setattr(byte_encoder, at, killed)
+            with pytest.raises(KeyboardInterrupt):
+                save_byte_encoder(ByteEncoder(width=16), tmp_path / "bytes")
+        assert not (tmp_path / "bytes").exists()
+    save_byte_encoder(ByteEncoder(width=16), tmp_path / "bytes")
+    assert load_text_encoder(tmp_path / "bytes").width == 16
+
+
 def test_a_byte_encoders_folder_must_fit_its_config(tmp_path):
     save_byte_encoder(ByteEncoder(width=16), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from safetensors.torch import load_file
 
 from recipes.load import main
@@ -84,6 +85,19 @@ def test_a_second_interrupt_stops_at_once(tmp_path):
         train(config(tmp_path), 10, At(6, twice))
     assert caught.value.code == 130
     assert steps(open_run(config(tmp_path))) == [3, 4]
+
+
+def test_a_signal_while_callbacks_begin_ends_the_first_step(tmp_path):
+    """Such as one that makes the samples which the last start left: there Lightning catches it."""
+
+    class Early(Callback):
+        def on_train_start(self, *_) -> None:
+            send(signal.SIGTERM)()
+
+    with pytest.raises(SystemExit) as caught:
+        train(config(tmp_path), 10, Early())
+    assert caught.value.code == 143
+    assert steps(open_run(config(tmp_path))) == [1]
 
 
 def test_an_interrupt_before_the_first_step_has_the_status_of_one(tmp_path):

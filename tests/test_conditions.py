@@ -274,7 +274,9 @@ def test_latents_without_conditions_or_under_other_masks_are_refused(
         trained_on(cached, "objective.masks.both=0", "objective.masks.random=0")
     assert "\n" not in str(e.value)
     Encoding(config(profile, *NONE), vae, tmp_path).run()
-    line = r"has no conditions; encode it with `python training/latents.py recipe=tiny-i2v`"
+    line = (
+        r"has no conditions; encode it with `python training/latents.py recipe=tiny-i2v cache.out="
+    )
     with pytest.raises(UsageError, match=line) as e:
         trained_on(tmp_path, "recipe=tiny-i2v")
     assert "\n" not in str(e.value)

@@ -271,6 +271,42 @@ def test_broken_samples_are_replaced_and_counted_and_too_many_stop_the_run(profi
         taken(loaded(clips), 40)
 
 
+def test_broken_samples_are_counted_once_they_are_trained_on(tmp_path):
+    folder = tmp_path / "tiny"
+    numbered.curated(folder, [numbered.clip(9, start=k) for k in range(20)])
+    numbered.curated(folder, [numbered.clip(9, start=k) for k in range(40, 43)], "val", samples=1)
+    # one clip a batch, two a step; two are held out, the third may stand in
+    given = ["data.broken_share=0.5", "buckets.tokens=48", "validate.clips=2"]
+    held = int(loaded(folder, *given)._held_out()[0].rows[0].key[:3])
+    for tar in (folder / "train" / "00001.tar", folder / "val" / f"{held:05d}.tar"):
+        tar.write_bytes(tar.read_bytes().replace(b"mdat", b"mbad", 1))
+    counts, data = [], loaded(folder, *given)
+    for step in taken(data, 20):  # two epochs
+        counts.append((counts or [0])[-1] + len(step.broken))
+    assert data.broken == counts[-1] == 2
+    at = 4 + counts[4:].index(1)  # stopped between the two
+    first = loaded(folder, *given)
+    taken(first, at + 1)
+    saved = first.state_dict()
+    assert first.broken == 1
+    again = loaded(folder, *given)
+    assert again.broken == 0
+    again.load_state_dict(saved)
+    assert again.broken == 0  # the module knows those before
+    taken(again, 20 - at - 1)
+    assert again.broken == 1
+    # what Lightning has read ahead counts once it is trained on
+    steps = iter(first.train_dataloader())
+    one, two = next(steps), next(steps)
+    two.state["broken"] = 7
+    first.on_before_batch_transfer(one, 0)
+    assert first.broken == 1 + len(one.broken)
+    # held-out ones are the same at every validation
+    for _ in range(2):
+        assert sum(map(len, again.val_dataloader())) == 2
+        assert again.broken == 2
+
+
 def test_a_state_of_other_shards_is_refused(profile, tmp_path):
     data = loaded(profile)
     taken(data, 1)

@@ -1,5 +1,6 @@
 """The DiT's training step against flow matching written out, and what it draws at random."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -174,6 +175,73 @@ def test_image_to_video_is_told_the_given_frames_and_nothing_of_the_others():
     other.video[:, :, 0] = 0
     assert not torch.equal(one.given(other, one.generator(0, 0))["condition"], condition)
     assert one.losses(batch(), one.generator(0, 0)).total.shape == (3,)
+
+
+class Sight:
+    """An image encoder whose tokens say how bright what it is shown is."""
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        return images.mean((1, 2, 3))[:, None, None].expand(-1, 3, 8)
+
+
+def bright(bucket: Bucket = BUCKET) -> Batch:
+    """Of white frames, which no mask makes zero."""
+    white = torch.full((3, 3, bucket.frames, bucket.height, bucket.width), 255, dtype=torch.uint8)
+    return replace(batch(), bucket=bucket, video=white)
+
+
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("dropout", [False, True])
+@pytest.mark.parametrize(
+    "mask", [[1, 0, 0, 0, 0], [0, 0, 1, 0, 0], [1, 1, 0, 0, 1], [0, 1, 0, 0, 1]]
+)
+def test_clip_sees_a_frame_only_where_the_mask_gives_it(mask, dropout, both, monkeypatch):
+    sizes = {"image_width": 8} | ({"image_positions": 6} if both else {})
+    one = module("objective.masks.random=1", "objective.image_dropout=0", in_channels=36, **sizes)
+    one._parts["image"] = Sight()
+    monkeypatch.setattr(dit_module, "draw_mask", lambda *_: torch.tensor(mask, dtype=torch.bool))
+    tokens = one.given(bright(), one.generator(0, 0), dropout)["image"]
+    assert tokens.shape == (3, 6 if both else 3, 8)
+    for row in tokens:
+        assert (row[:3] == mask[0]).all()
+        assert (row[3:] == mask[-1]).all()
+
+
+def test_clip_is_shown_nothing_of_an_image_that_is_to_be_made():
+    sizes = {"in_channels": 36, "image_width": 8}
+    one = module("objective.masks.first=1", "objective.image_dropout=0", **sizes)
+    one._parts["image"] = Sight()
+    assert not one.given(bright(Bucket(32, 16, 1)), one.generator(0, 0))["image"].any()
+    assert one.given(bright(), one.generator(0, 0))["image"].all()  # of a video's first frame
+
+
+def test_the_vae_encodes_in_float32_also_where_training_computes_in_bfloat16():
+    one = module("objective.masks.random=1", "data.posterior=mean", in_channels=36)
+    picture = replace(batch(), bucket=Bucket(32, 16, 1), video=None)
+    picture.mean = picture.logvar = torch.zeros(3, 16, 1, 2, 4)
+    wanted = [one.latents(batch(), one.generator(0, 0))]
+    wanted += [one.condition(some, one.generator(0, 0)) for some in (batch(), picture)]
+    one._nothing.clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = [one.latents(batch(), one.generator(0, 0))]
+        found += [one.condition(some, one.generator(0, 0)) for some in (batch(), picture)]
+        rounded = one.vae.encode(pixels(batch().video)).mean
+    assert all(torch.equal(*pair) for pair in zip(wanted, found, strict=True))
+    assert not torch.equal(one.vae.normalize(rounded.float()), wanted[0])  # it would differ
+
+
+def test_a_sampled_latent_is_noise_of_the_posteriors_width_about_its_mean():
+    drawn, mean = module("data.posterior=sample"), module("data.posterior=mean")
+    wide = cached(drawn, batch())
+    wide.mean, wide.logvar = torch.ones_like(wide.mean), torch.full_like(wide.mean, 2.0)
+    assert torch.equal(
+        mean.latents(wide, mean.generator(0, 0)), mean.vae.normalize(torch.ones_like(wide.mean))
+    )
+    found = [drawn.vae.denormalize(drawn.latents(wide, drawn.generator(k, 0))) for k in range(20)]
+    noise = torch.stack(found) - 1
+    assert float(noise.std()) == pytest.approx(math.e, rel=0.03)
+    assert float(noise.mean()) == pytest.approx(0, abs=0.1)
+    assert not torch.equal(found[0], found[1])
 
 
 def told(module: DiTModule, one: Batch, *masks: list[int]) -> Batch:

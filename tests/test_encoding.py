@@ -303,6 +303,68 @@ def test_the_command_encodes_what_a_recipe_says(profile, vae, tmp_path, capsys):
     latents(asked)  # does nothing
 
 
+def test_a_plan_shows_what_would_be_encoded_and_writes_nothing(profile, vae, tmp_path, capsys):
+    save(vae, tmp_path / "vae")
+    given = [f"vae={tmp_path / 'vae'}", f"cache.out={tmp_path / 'out'}", "compute.device=cpu"]
+    given += ["text_encoder=bytes", "model=tiny"]
+    latents(config(profile, *given, "plan=true"))
+    text = capsys.readouterr().out
+    assert "64x64x9" in text
+    assert "0 of 6 samples are dropped" in text
+    assert "0 clips in 0 of 2 shards, 0.0 MB; 6 clips to encode" in text
+    assert "took" not in text
+    assert not (tmp_path / "out").exists()
+    latents(config(profile, *given))
+    text = capsys.readouterr().out
+    assert text.index("0 of 6 samples are dropped") < text.index("train/00000.tar, 1 of 3")
+    (tmp_path / "out" / "train" / "00001.tar").unlink()
+    latents(config(profile, *given, "plan=true"))
+    assert "4 clips in 1 of 2 shards" in (text := capsys.readouterr().out)
+    assert "2 clips to encode" in text
+
+
+@pytest.mark.parametrize("given", ["name=x", "resume=never", "compute.devices=2"])
+def test_keys_that_do_nothing_here_are_refused_with_what_does(profile, given):
+    with pytest.raises(UsageError, match=f"{given.partition('=')[0]}: .*(cache.out|folder|torch)"):
+        latents(config(profile, given))
+
+
+def test_latents_that_are_not_there_name_the_command_that_writes_them(tmp_path, profile):
+    line = (
+        rf"no finished shards there; `python training/latents.py recipe=tiny cache.out={tmp_path}"
+    )
+    with pytest.raises(UsageError, match=line) as refused:
+        trained_on(tmp_path, "recipe=tiny")
+    assert "curation" not in str(refused.value)
+
+
+def test_latents_of_another_frame_rate_are_refused(cached):
+    with pytest.raises(UsageError, match=r"encoded at 16 frames a second, not at buckets.fps=8;"):
+        trained_on(cached, "buckets.fps=8")
+
+
+def test_weights_of_several_sources_are_in_the_latents(profile, vae, tmp_path):
+    both = config(profile, f"data.shards={profile},{profile}", "data.weights=1,3")
+    Encoding(both, vae, tmp_path).run()
+    with pytest.raises(
+        UsageError, match=r"data.weights=1,3: .* encoded with its weights; data.wei"
+    ):
+        trained_on(tmp_path, "data.weights=1,3")
+    index = trained_on(tmp_path, "data.weights=").index
+    found = {(index.row(k).key[0], float(index.weight[k])) for k in range(len(index))}
+    assert found == {("0", 0.5), ("1", 1.5)}
+
+
+def test_mixed_clips_are_encoded_where_they_are_drawn_and_trained_on_there(profile, vae, tmp_path):
+    mixed = ["buckets.mixed=frames", "buckets.frames=1,5,9"]
+    plain = ShardData(config(profile, *mixed), "dit")
+    Encoding(config(profile, *mixed), vae, tmp_path).run()
+    for given in (mixed, mixed[1:]):
+        found = trained_on(tmp_path, *given)
+        assert found.assignment.number.tolist() == plain.assignment.number.tolist()
+        assert len({*found.assignment.number.tolist()}) == 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [

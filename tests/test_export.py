@@ -257,6 +257,23 @@ def test_a_dtype_is_the_dit_s_alone(tmp_path, official):
     assert dtypes == [{torch.bfloat16}, {torch.float32}, {torch.float32}]
 
 
+def test_official_is_one_file_however_large_it_is_as_comfyui_wants_it(tmp_path, monkeypatch):
+    """Its loader is given one file's name, and reads that file alone."""
+    monkeypatch.setattr("training.export.SHARD_BYTES", 1_600_000)
+    network = ours("t2v")
+    save(network, tmp_path / "dit")
+    names = {}
+    for to in ("official", "diffusers"):
+        done(f"source={tmp_path / 'dit'}", f"target={tmp_path / to}", f"to={to}")
+        names[to] = sorted(path.name for path in (tmp_path / to).glob("*.safetensors"))
+    assert names["official"] == ["diffusion_pytorch_model.safetensors"]
+    assert len(names["diffusers"]) > 1
+    tensors = load_file(tmp_path / "official" / names["official"][0])
+    assert same_tensors(tensors, network.state_dict())
+    done(f"source={tmp_path / 'dit'}", f"target={tmp_path / 'cut'}", "to=official", "shard_gb=1e-3")
+    assert len([*(tmp_path / "cut").glob("*.safetensors")]) > 1
+
+
 def test_shards_are_as_large_as_asked_for(tmp_path):
     save(ours("t2v"), tmp_path / "dit")
     done(f"source={tmp_path / 'dit'}", f"target={tmp_path / 'out'}", "shard_gb=0.0016")

@@ -7,9 +7,13 @@ from pathlib import Path
 import pytest
 
 from model.bundle import load_bundle
+from model.checkpoint import save
+from model.dit import WanDiT
 from model.layout import best
-from model.presets import VAES
+from model.presets import PRESETS, VAES
 from model.sampler import Settings, sample
+from model.vae import WanVAE
+from tests.drawn import draw
 from tests.rendered_shards import rendered
 from tests.small_fit import QUIET, shrink, train
 from training.module import Trained
@@ -108,6 +112,8 @@ def test_plan_writes_nothing(shards, tmp_path, capsys):
         ("tiny-vae-video", {}, "starts_from=tiny-vae-image: no finished run"),
         ("tiny-vae-image", {"data__shards": "no/such/folder"}, "no/such/folder"),
         ("tiny-vae-image", {"buckets__frames": "7"}, "7"),
+        ("tiny-vae-image", {"model": "1.3b"}, "model=1.3b: no size of a vae; it comes as full, "),
+        ("480p", {"model": "small", "plan": "true"}, "model=small: no size of a dit"),
         ("tiny-vae-image", {"compute__device": "cuda"}, "GPU"),
     ],
 )
@@ -116,6 +122,17 @@ def test_a_mistake_is_one_line_and_status_2(recipe, keys, says, shards, tmp_path
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert re.search(says, err), err
+
+
+def test_a_start_that_was_refused_is_no_obstacle_to_the_right_one(shards, tmp_path, capsys):
+    runs = tmp_path / "runs"
+    for vae in (draw(WanDiT(**PRESETS["tiny"])), draw(WanVAE(width=4, blocks=1))):
+        save(vae, tmp_path / type(vae).__name__)
+    assert train("tiny", shards, runs, vae=tmp_path / "WanDiT") == 2
+    assert "no weights of a VAE there" in capsys.readouterr().err
+    assert train("tiny", shards, runs, vae=tmp_path / "WanVAE") == 0
+    (run,) = (runs / "tiny").iterdir()
+    assert (run / "done.json").is_file()
 
 
 def test_weights_of_another_size_are_refused(shards, tmp_path, monkeypatch, capsys):

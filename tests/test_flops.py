@@ -7,9 +7,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from model.dit import PRESETS, WanDiT
 from model.recompute import MODES, Recompute
 from model.vae import WanVAE
+from recipes.load import load
+from recipes.training import Fit, Optimizer, VaeLoss
 from training.batch import Batch, Bucket
-from training.flops import counted, of_dit, of_encoding, of_vae, step_flops
+from training.flops import counted, of_dit, of_encoding, of_judging, of_vae, step_flops
 from training.footprint import dit_loss
+from training.machine import Machine
+from training.preflight import planned
+from training.vae_module import VAEModule
 
 BUCKET = Bucket(64, 48, 5)
 
@@ -77,6 +82,50 @@ def test_a_vae_is_counted_in_both_directions_or_only_encodes():
     assert 0 < encoding < both.forward
     assert both.backward == pytest.approx(2 * both.forward, rel=0.05)
     assert images.forward < both.forward
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        {"perceptual": 3.0},
+        {"perceptual": 0.0, "gan": 0.1},
+        {"perceptual": 0.0, "gan": 0.1, "gan_adaptive": True},
+        {"perceptual": 3.0, "gan": 0.1, "gan_adaptive": True, "l2": 1.0, "perceptual_frames": 2},
+    ],
+)
+def test_what_judges_a_vae_is_counted_as_its_module_runs_it(loss, monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
+    torch.manual_seed(0)
+    vae, bucket = WanVAE(width=4, blocks=1), Bucket(32, 32, 5)
+    config = Fit(trains="vae", loss=VaeLoss(gan_width=8, **loss), optimizer=Optimizer(ema=0))
+    module = VAEModule(vae, config)
+    video = torch.randint(0, 256, (2, 3, 5, 32, 32), dtype=torch.uint8)
+    batch = Batch(bucket, ["a", "b"], ["", ""], video)
+    seen = counted(lambda: module.losses(batch, torch.Generator()).total.mean()).step
+    # an adaptive weight also takes two slopes at the last layer, which is large in so small a VAE
+    last = vae.decoder.head[-1].weight
+    seen -= 2 * 2 * last.numel() * video[:, 0].numel() * config.loss.gan_adaptive
+    each = of_vae(vae.config, bucket).step + of_judging(config.loss, bucket)
+    assert seen == pytest.approx(2 * each, rel=0.002)
+
+
+def test_a_vaes_plan_has_what_judges_it_for_as_many_steps_as_it_does():
+    def work(*keys: str) -> tuple[float, float]:
+        given = ["trains=vae", "model=micro", "buckets.sizes=64x64", "buckets.frames=5"]
+        given += ["buckets.tokens=32", "optimizer.steps=100", "loss.gan_width=8", *keys]
+        plan = planned(load(Fit, given), Machine("gpu", True, 10**15, 1e15, 1e14))
+        assert plan.work.total == plan.work.forward + plan.work.backward + plan.work.still
+        return plan.work.still, plan.days
+
+    plain, days = work("loss.perceptual=0")
+    assert plain == 0
+    always, more = work("loss.perceptual=0", "loss.gan=0.1")
+    late, _ = work("loss.perceptual=0", "loss.gan=0.1", "loss.gan_start=75")
+    assert late == pytest.approx(always / 4)
+    assert more > days
+    seen, _ = work("loss.perceptual=3")
+    both, _ = work("loss.perceptual=3", "loss.gan=0.1")
+    assert both == pytest.approx(seen + always)
 
 
 def test_a_step_is_the_sum_of_its_batches_and_shared_by_those_who_share_a_sequence():

@@ -238,6 +238,22 @@ def test_a_vae_holds_what_the_allocator_gives_out(mode):
     assert 0.9 * total <= most <= 1.1 * max(total, found.working + gradients)
 
 
+@pytest.mark.parametrize(
+    "loss", [{"l2": 1.0}, {"gan": 0.1}, {"gan": 0.1, "gan_adaptive": True, "l2": 1.0}]
+)
+def test_every_term_of_a_vaes_loss_holds_what_its_module_makes_it_hold(loss):
+    module, batch, beside = judged("none", perceptual=0, **loss)
+    found = measure(
+        module.network,
+        lambda: module.losses(batch, torch.Generator()).total.mean(),
+        others=beside,
+    )
+    wanted = of_vae(module.network.config, module.config.loss, CLIPS, 2, How())
+    assert wanted.activations == pytest.approx(found.activations, rel=0.01)
+    total = wanted.activations + wanted.working
+    assert total == pytest.approx(found.activations + found.working, rel=0.01)
+
+
 def test_a_vae_holds_what_saved_tensor_hooks_see():
     module, batch, _ = judged("none", perceptual=0)
     seen = saved(lambda: module.losses(batch, torch.Generator()).total.mean(), module.network)
@@ -249,10 +265,10 @@ def test_a_vae_holds_what_saved_tensor_hooks_see():
 def test_encoding_a_long_clip_is_told_from_short_ones():
     network, bucket = vae(4), Bucket(32, 32, 21)
     sizes = network.config
-    told = footprint.encoding(sizes, bucket, 2, False)
-    whole = footprint._encoding(footprint.json.dumps(sizes), bucket, 2, False)
+    told = footprint.encoding(sizes, bucket, 2)
+    whole = footprint._encoding(footprint.json.dumps(sizes), bucket, 2)
     assert told == pytest.approx(whole, rel=0.1)
-    assert footprint.encoding(sizes, bucket, 2, False, little=2**40) >= whole
+    assert footprint.encoding(sizes, bucket, 2, little=2**40) >= whole
 
 
 def test_decoding_a_stream_takes_about_what_is_reckoned():

@@ -1,6 +1,7 @@
 """What there is to train on: own shards, others' tars, here and far away; and what is missing."""
 
 import json
+import re
 import shutil
 import tarfile
 from dataclasses import replace
@@ -11,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from curation.shards import index as curation_index
-from recipes.load import UsageError
-from recipes.training import Data
+from recipes.load import UsageError, load
+from recipes.training import Data, Fit
 from tests import numbered, zoo
-from training import decode, tars
+from training import chain, decode, tars
 from training.batch import Bucket
 from training.decode import Taste
 from training.index import Index, gather, subset
@@ -120,6 +121,20 @@ def test_keys_tell_sources_apart(profile):
 def test_weights_are_one_a_source(profile, weights):
     with pytest.raises(UsageError, match=r"data.weights"):
         gather(data(profile, profile, weights=weights), "train")
+
+
+@pytest.mark.parametrize("recipe", ["tiny-vae-image", "tiny-vae"])
+def test_the_weights_of_a_recipe_are_cleared_as_the_refusal_says(profile, recipe):
+    given = [f"recipe={recipe}", f"data.shards={profile}"]
+    one = load(Fit, given)
+    one = chain.first(one) if one.chain else one
+    line = r"data.weights=1,1000: wants one number, .* for each place that is read; (\S+=) \(no num"
+    with pytest.raises(UsageError, match=line) as refused:
+        gather(one.data, "train")
+    words = re.search(line, str(refused.value))[1]
+    one = load(Fit, [*given, words])
+    one = chain.first(one) if one.chain else one
+    assert len(gather(one.data, "train")) == 7
 
 
 def test_a_subset_keeps_its_rows(profile):

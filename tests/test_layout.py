@@ -68,6 +68,33 @@ def test_a_run_that_trained_a_vae_stands_in_for_a_checkpoints_own(runs):
     assert find(str(runs["dit"])).vae == runs["dit"] / "vae"
 
 
+def test_an_encoder_of_a_run_is_the_one_it_was_trained_with(runs, tmp_path):
+    assert weights(runs["dit"], "text") == runs["dit"] / "text_encoder"
+    assert weights(runs["dit"], "image") == runs["dit"] / "image_encoder"
+    layout = find(str(runs["dit"]), text_encoder=str(runs["dit"]))
+    assert layout.text == runs["dit"] / "text_encoder"
+    with pytest.raises(CheckpointError, match="weights of a WanVAE; a WanDiT is wanted"):
+        weights(runs["vae"], "text")
+    # another path than the run's own, or a name on the hub
+    place = tmp_path / "checkpoints/step=00000001"
+    place.mkdir(parents=True)
+    named = {"text_encoder": "someone/umt5", "image_encoder": str(tmp_path)}
+    (place / "meta.json").write_text(json.dumps({"class": "WanDiT", "parts": named}))
+    assert str(weights(tmp_path, "text")) == "someone/umt5"
+    assert weights(tmp_path, "image") == tmp_path
+
+
+def test_of_a_finished_run_the_checkpoint_is_the_one_that_it_names(tmp_path):
+    for step, score in ((10, 0.1), (20, 0.2)):
+        place = tmp_path / f"checkpoints/step={step:08d}"
+        place.mkdir(parents=True)
+        meta = {"class": "WanVAE", "step": step, "validation": score}
+        (place / "meta.json").write_text(json.dumps(meta))
+    for named, step in ((None, 10), ("step=00000020", 20), ("step=00000099", 10)):
+        (tmp_path / "done.json").write_text(json.dumps({"best": named}))
+        assert layouts.best(tmp_path).name == f"step={step:08d}"
+
+
 def test_whole_checkpoints_come_in_the_order_of_their_steps(runs, tmp_path):
     found = checkpoints(runs["vae"])
     assert [(one.step, one.validation) for one in found] == [(10, 0.1), (20, 0.2)]

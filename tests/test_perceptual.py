@@ -26,7 +26,7 @@ def test_a_recipe_chooses_between_the_packaged_network_and_lpips(tmp_path):
     torch.save(draw(LPIPS("alex")).features.state_dict(prefix="features."), tmp_path / "alex.pth")
     found = Perceptual(str(tmp_path))
     assert isinstance(found.distance, LPIPS)
-    assert (found.name, Perceptual(PACKAGED).name) == ("lpips", "perceptual")
+    assert (found.name, Perceptual(PACKAGED).name) == ("lpips", "effnet-lite0")
 
 
 def test_nothing_in_it_is_trained():

@@ -1,5 +1,6 @@
 """A plan says what a recipe takes; what can't fit is refused with the smallest change that does."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -18,6 +19,7 @@ from training.machine import Machine, machine, of_gpu
 from training.memory import GIB, Footprint, Load, Spread, Weights, moments
 from training.optimizers import optimizers
 from training.parts import network_of
+from training.plan import gib
 from training.preflight import networks_of, planned, preflight
 from training.remedies import changed, groups, refusal, smallest
 
@@ -142,11 +144,26 @@ def test_computing_again_what_is_cheapest_is_told_first():
 )
 def test_the_change_is_about_what_takes_most(keys, moment, says):
     asked = config("buckets.sizes=256x256", "buckets.tokens=768", "compute.recompute=full", *keys)
-    plan = planned(asked, gpu(size=GIB))
+    plan = planned(replace(asked, recipe="mine"), gpu(size=GIB))
     assert plan.peak.name == moment
-    change, found = smallest(replace(plan, machine=gpu(size=plan.peak.total - 1)))
+    plan = replace(plan, machine=gpu(size=plan.peak.total - 1))
+    change, found = smallest(plan)
     assert change.words.startswith(says)
     assert found.peak.name != moment
+    first = "once python training/latents.py recipe=mine has written it"
+    assert (first in refusal(plan)) == ("latents" in says)
+
+
+def test_gpus_that_are_not_here_are_told_as_what_to_plan_with_and_what_to_give_there():
+    """compute.gpu only works with plan=true: on such a GPU nothing need be said of it."""
+    plan = planned(config(), gpu())
+    change = remedies.Change({"compute.gpu": "h200", "buckets.batches": 8}, gpu(8))
+    line = remedies.advice(plan, change, plan)
+    assert re.fullmatch(
+        r"on 8 × gpu with buckets.batches=8 it takes \S+ \S+ "
+        r"\(plan=true compute.gpu=h200 buckets.batches=8 says more\)",
+        line,
+    )
 
 
 @pytest.mark.slow
@@ -180,6 +197,7 @@ def test_a_recipe_for_gpus_is_refused_on_a_small_machine_and_told_which_gpu():
     assert "this machine has 24.0 GiB" in line
     assert "optimiser 10.6 GiB" in line
     assert "it is a recipe for GPUs: on " in line
+    assert "(plan=true compute.gpu=" in line
     name = line.split("compute.gpu=")[1].split()[0]
     other = of_gpu(gpus.named(name), 1)
     networks = networks_of(asked)
@@ -275,6 +293,19 @@ def test_the_table_says_what_is_planned():
     assert rows["memory"].startswith(f"{plan.peak.total / GIB:.1f} GiB of")
     assert {"time", "cost", "MFU then"} <= {*rows}
     assert plan.table().row_count == len(plan.rows())
+
+
+def test_each_kind_of_memory_is_told_also_where_another_moment_holds_more_of_it():
+    asked = config("buckets.sizes=256x256", "buckets.tokens=1536")
+    plan = planned(asked, gpu())
+    rows = dict(plan.rows())
+    assert {f"  {kind}" for one in plan.moments for kind in one.kinds} <= {*rows}
+    assert plan.peak.name == "samples"
+    assert rows["  gradients"] == f"none; {gib(plan.moments[-2].kinds['gradients'])} at update"
+    back = next(one for one in plan.moments if one.name == "backward")
+    assert rows["  activations"] == f"none; {gib(back.kinds['activations'])} at backward"
+    assert rows["  weights"] == gib(plan.peak.kinds["weights"])
+    assert [*rows][-4] == "  reserve"  # before time, cost and MFU
 
 
 def test_an_unknown_speed_leaves_days_open_and_refuses_nothing():

@@ -39,7 +39,8 @@ def trained(tmp_path):
 
 
 def test_off_a_terminal_a_line_comes_now_and_then_and_at_the_end(trained):
-    lines = trained(terminal=False).splitlines()
+    first, *lines = trained(terminal=False).splitlines()
+    assert re.fullmatch(r"curves: tensorboard --logdir \S+, then http://\S+/#custom_scalars", first)
     found = [LINE.fullmatch(line) for line in lines if "held-out" not in line]
     assert all(found)
     steps = [int(one["step"]) for one in found]
@@ -79,6 +80,7 @@ def test_on_a_terminal_one_bar_is_drawn_over_and_over_and_removed(trained):
     [
         (0.0, "0 s"),
         (59.4, "59 s"),
+        (59.7, "1 min 0 s"),
         (60.0, "1 min 0 s"),
         (245.0, "4 min 5 s"),
         (3599.9, "1 h 0 min"),
@@ -89,3 +91,11 @@ def test_on_a_terminal_one_bar_is_drawn_over_and_over_and_removed(trained):
 )
 def test_durations_read_as_people_write_them(seconds, text):
     assert duration(seconds) == text
+
+
+def test_a_duration_of_two_digits_keeps_them_to_the_end():
+    assert [duration(one, 2) for one in (59.7, 59.994, 59.996)] == [
+        "59.70 s",
+        "59.99 s",
+        "1 min 0 s",
+    ]

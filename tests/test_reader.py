@@ -73,11 +73,18 @@ def test_a_broken_spare_is_passed_over(clips):
     assert len(step.broken) == 4
 
 
-def test_where_no_spare_is_left_the_batch_is_short_and_says_so(clips):
-    step = asked(clips, ["k0", "cut", "none"], ["mute"])
-    assert step.batches[0].keys == ["k0"]
-    assert step.batches[0].video.shape[0] == 1
-    assert step.lost == 2
+def test_where_no_spare_is_left_others_of_the_batch_are_read_twice(clips):
+    step = asked(clips, ["cut", "k0", "none", "k1", "gone"], ["mute"])
+    assert sorted(step.batches[0].keys) == ["k0", "k0", "k0", "k1", "k1"]
+    assert step.lost == 0
+    assert len(step.broken) == 4
+    Tally(1.0).count(step)
+
+
+def test_where_nothing_of_the_batch_can_be_read_the_run_stops(clips):
+    step = asked(clips, ["cut", "none"], ["mute"])
+    assert step.batches[0].keys == []
+    assert (step.lost, len(step.broken)) == (2, 3)
     with pytest.raises(BrokenDataError, match=r"cut \("):
         Tally(1.0).count(step)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from model.layout import best, weights
 from recipes.load import UsageError, load
 from recipes.training import Fit
 from tests.tiny_training import Line, Module, recipes
@@ -75,6 +76,7 @@ def test_a_name_is_that_run_finished_or_not(tmp_path):
 
 def test_another_configuration_is_refused_by_the_key_that_differs(tmp_path):
     folder = begun(tmp_path, "optimizer.lr=1e-4", "buckets.growth.0=17")
+    checkpoint(folder, 10)
     given = ("optimizer.lr=2e-4", "buckets.growth.0=17", "model=14b", "data.shards=a")
     told = refused(tmp_path, *given)
     assert told.startswith(f"{folder}: unfinished, with another configuration: model=1.3b there, ")
@@ -88,7 +90,8 @@ def test_another_configuration_is_refused_by_the_key_that_differs(tmp_path):
 
 def test_what_does_not_change_what_is_learned_may_differ_and_is_kept_as_of_the_last_start(tmp_path):
     folder = begun(tmp_path)
-    more = ("compute.precision=float32", "save.every=7", "validate.clips=3", "data.workers=9")
+    checkpoint(folder, 10)
+    more = ("compute.precision=float32", "save.every=7", "validate.samples=3", "data.workers=9")
     assert begun(tmp_path, *more, "optimizer.steps=5") == folder
     kept = yaml.safe_load((folder / "config.yaml").read_text())
     assert (kept["save"]["every"], kept["data"]["workers"], kept["optimizer"]["steps"]) == (7, 9, 5)
@@ -101,6 +104,78 @@ def test_the_number_of_steps_may_change_only_where_no_step_depends_on_it():
     assert differences(told(steps=5), told(steps=9)) == []
     found = differences(told(steps=5, decay=0.1), told(steps=9, decay=0.1))
     assert found == ["optimizer.steps=5 there, 9 now"]
+
+
+def test_what_is_measured_may_not_change_for_it_lowers_the_rate_and_names_the_best():
+    for name in ("every", "clips", "timesteps"):
+        found = differences({"validate": {name: 4}}, {"validate": {name: 5}})
+        assert found == [f"validate.{name}=4 there, 5 now"]
+
+
+def test_a_run_that_its_guard_stops_may_go_on_with_another_guard():
+    assert differences({}, {"optimizer": {"spike": 0.0, "give_up": 100}}) == []
+
+
+def test_a_run_in_which_nothing_was_saved_blocks_no_other_configuration(tmp_path):
+    folder = begun(tmp_path, "vae=wrong.pth")
+    left = ["vae/model.safetensors", ".text_encoder.7.partial/model.safetensors", "events.1"]
+    for name in left:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+    right = tiny(tmp_path, "vae=right.pth", f"name={folder.name}")
+    with open_run(tiny(tmp_path, "vae=wrong.pth")) as other:
+        assert "trained by another process" in refused(tmp_path, "vae=right.pth")
+        assert other.folder == folder
+    with open_run(right) as run:
+        assert run.folder == folder
+        assert not [name for name in left if (folder / name).exists()]
+        assert yaml.safe_load((folder / "config.yaml").read_text())["vae"] == "right.pth"
+        assert (folder / "checkpoints").is_dir()
+    # nor a part that was mended in its place: the same configuration takes it anew
+    (folder / "vae").mkdir()
+    assert begun(tmp_path, "vae=right.pth") == folder
+    assert not (folder / "vae").exists()
+    checkpoint(folder, 10)
+    (folder / "vae").mkdir()
+    assert "unfinished, with another configuration" in refused(tmp_path, "vae=wrong.pth")
+    assert (folder / "vae").is_dir()
+
+
+def test_a_start_that_was_refused_stands_before_no_run_that_can_be_gone_on_with(tmp_path):
+    first = begun(tmp_path)
+    checkpoint(first, 10)
+    again = begun(tmp_path, "resume=never")
+    refuses = begun(tmp_path, "resume=never", "seed=7")
+    assert begun(tmp_path) == again  # begun later than the first, and as this one
+    assert begun(tmp_path, "seed=7") == refuses
+    assert finished(tmp_path) == again
+    assert begun(tmp_path) == first
+
+
+@pytest.mark.parametrize("at", ["to_yaml", "environment"])
+def test_a_start_killed_before_it_was_a_run_blocks_none_of_its_name(tmp_path, monkeypatch, at):
+    from training import runs
+
+    def killed(*_) -> None:
+        (tmp_path / "tiny/mine/.config.yaml.part").touch()
+        raise KeyboardInterrupt
+
+    config = tiny(tmp_path, "name=mine")
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, at, killed)
+        with pytest.raises(KeyboardInterrupt):
+            open_run(config)
+    (tmp_path / "tiny/mine/.lock").unlink()  # the kernel drops it with the process
+    assert begun(tmp_path, "name=mine", "seed=3") == tmp_path / "tiny/mine"
+
+
+def test_a_chain_counts_as_saved_once_one_of_its_stages_is(tmp_path):
+    chain = ("recipe=curriculum", "name=c1", "trains=chain", "chain=tiny-vae,tiny")
+    folder = begun(tmp_path, *chain)
+    stage = begun(tmp_path, "recipe=tiny-vae", "name=c1")
+    assert begun(tmp_path, *chain, "seed=1") == folder
+    checkpoint(stage, 10)
+    assert "seed=1 there, 2 now" in refused(tmp_path, *chain, "seed=2")
 
 
 def test_a_run_older_than_a_key_counts_as_begun_with_its_default():
@@ -215,18 +290,30 @@ def test_every_start_is_written_down(tmp_path, monkeypatch):
         assert commit is None
 
 
-def test_finishing_gives_every_checkpoint_the_networks_sizes_of_the_end(tmp_path):
+def test_a_validated_checkpoint_keeps_its_own_statistics_and_others_get_those_of_the_end(tmp_path):
     with open_run(tiny(tmp_path)) as run:
-        for step in (10, 20):
-            checkpoint(run.folder, step, validation=step)
+        for step, score in ((10, 0.1), (15, None), (20, 0.2)):
+            place = checkpoint(run.folder, step, validation=score)
+            config = {"class": "WanDiT", "latent_mean": [float(step)]}
+            (place / "config.json").write_text(json.dumps(config))
         module = Module(run.config, Line())
-        module.network.config = {"latent_mean": [0.5]}
+        module.network.config = {"latent_mean": [20.0]}
         run.finish(module)
-    for one in run.checkpoints():
-        config = json.loads((one.path / "config.json").read_text())
-        assert config == {"class": "WanDiT", "latent_mean": [0.5]}
+    configs = [json.loads((one.path / "config.json").read_text()) for one in run.checkpoints()]
+    assert [one["latent_mean"] for one in configs] == [[10.0], [20.0], [20.0]]
     done = json.loads((run.folder / "done.json").read_text())
     assert (done["step"], done["best"]) == (20, "step=00000010")
+
+
+@pytest.mark.parametrize(("gan", "handed"), [("0", 10), ("0.05", 20)])
+def test_a_vae_with_an_adversary_hands_on_its_last_checkpoint(tmp_path, gan, handed):
+    keys = ("trains=vae", "model=micro", f"loss.gan={gan}")
+    with open_run(tiny(tmp_path, *keys)) as run:
+        for step in (10, 20):  # the validation loss leaves the adversary out, and rises with it
+            checkpoint(run.folder, step, validation=step, **{"class": "WanVAE"})
+        run.finish(Module(run.config, Line()))
+    assert run.best().name == best(run.folder).name == f"step={handed:08d}"
+    assert weights(run.folder, "vae").parent.name == f"step={handed:08d}"
 
 
 # --- finding ------------------------------------------------------------------------------------
@@ -240,6 +327,8 @@ def test_the_newest_finished_run_of_a_recipe_is_found_or_the_command_that_makes_
     second = finished(tmp_path, "name=a")
     begun(tmp_path)
     assert newest(tmp_path, "tiny") == newest(str(tmp_path), "my/tiny.yaml") == second
+    assert newest(tmp_path, "tiny", "z") == first
+    assert newest(tmp_path, "tiny", "y") == second
 
 
 def test_a_chain_knows_which_of_its_stages_are_finished(tmp_path):

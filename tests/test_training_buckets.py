@@ -1,6 +1,10 @@
 """Which size and length a sample is trained at, and the table that says why others are not."""
 
 import io
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +17,7 @@ from recipes.training import Buckets, Fit
 from tests.rows_of import index
 from training import allotment, buckets
 from training.buckets import REASONS, assign
+from training.index import subset
 from training.stream import pool
 
 
@@ -139,6 +144,103 @@ def test_growth_lets_in_longer_clips_and_drops_none():
         buckets.phases(settings("growth.now=9"))
 
 
+@pytest.mark.parametrize(
+    ("recipe", "frames", "expected", "largest"),
+    [
+        (
+            "vae-finetune",
+            33,
+            [f"{size}x{n}" for size in ("256x256", "448x256", "832x480") for n in (5, 9, 17, 33)],
+            "832x480x33",
+        ),
+        ("sft", 81, ["832x480x81", "1280x720x81"], "1280x720x81"),
+    ],
+)
+def test_mixed_clips_go_to_all_that_they_fill_in_equal_shares(recipe, frames, expected, largest):
+    config = load(Fit, [f"recipe={recipe}"]).buckets
+    clips = {"count": 6000, "sizes": [(1280, 720)], "frames": (frames,)}
+    found = Counter(assigned(config, captions=False, **clips))
+    assert found.keys() == {*expected}
+    mean = 6000 / len(expected)
+    assert all(abs(count - mean) < 5 * mean**0.5 for count in found.values()), found
+    config.mixed = []
+    assert {*assigned(config, captions=False, **clips)} == {largest}
+
+
+def test_mixed_clips_go_to_nothing_that_they_do_not_fill():
+    config = settings("sizes=64x64,256p,480p", "frames=1,5,9,17", "mixed=sizes,frames")
+    sizes = [(1280, 720), (500, 280), (60, 60), (2000, 70)]
+    given = {"sizes": sizes, "frames": (30, 30, 30, 30, 9, 9, 9, 9)}
+    found = np.array(assigned(config, count=4000, **given)).reshape(-1, 8).T
+    small, other = "smaller than every size", "of another shape than every size"
+    assert [{*one} for one in found[2:4]] == [{small}, {other}]
+    videos = {f"{size}x{n}" for size in ("64x64", "448x256", "832x480") for n in (5, 9, 17)}
+    assert {*found[0]} == videos
+    assert {*found[1]} == {one for one in videos if not one.startswith("832")}
+    assert {*found[4]} == {one for one in videos if not one.endswith("17")}
+
+
+def test_mixed_sizes_leave_lengths_and_mixed_lengths_leave_sizes():
+    given = {"count": 200, "sizes": [(1280, 720)], "frames": (30,)}
+    keys = ("sizes=256p,480p", "frames=5,9")
+    found = {*assigned(settings(*keys, "mixed=sizes"), **given)}
+    assert found == {"448x256x9", "832x480x9"}
+    found = {*assigned(settings(*keys, "mixed=frames"), **given)}
+    assert found == {"832x480x5", "832x480x9"}
+
+
+def test_mixed_images_and_frames_of_videos_go_to_all_sizes():
+    config = settings("sizes=64x64", "image_sizes=64x64,256p", "frames=1,9", "mixed=sizes,frames")
+    given = {"count": 1000, "sizes": [(1280, 720)], "frames": (9,)}
+    for more in ({"media": ("jpg",)}, {"as_images": True}):
+        found = Counter(assigned(config, **given | more))
+        assert found.keys() == {"64x64x1", "448x256x1"}
+        assert min(found.values()) > 400
+
+
+def test_growth_lets_mixed_clips_in_length_by_length():
+    config = settings("sizes=64x64,256p", "frames=5,9,17", "mixed=sizes,frames")
+    given = {"count": 3000, "sizes": [(1280, 720)], "frames": (17,)}
+    sizes = []
+    for longest, lengths in ((5, {"5"}), (9, {"5", "9"}), (17, {"5", "9", "17"})):
+        found = assigned(config, longest=longest, **given)
+        both = [one.rpartition("x") for one in found]
+        sizes.append([size for size, _, _ in both])
+        counts = Counter(length for _, _, length in both)
+        assert counts.keys() == lengths
+        assert max(counts.values()) < 1.15 * min(counts.values())
+    assert sizes[0] == sizes[1] == sizes[2]
+
+
+def test_what_is_cached_stays_at_its_size_and_length_where_others_are_mixed():
+    config = settings("sizes=64x64,128x64", "frames=1,9,17", "mixed=sizes,frames")
+    columns = {"count": 300, "media": ("safetensors",), "sizes": [(64, 64), (128, 64)]}
+    assert {*assigned(config, frames=(17,), **columns)} == {"64x64x17", "128x64x17"}
+    assert assigned(config, frames=(17, 9), **columns)[:2] == ["64x64x17", "128x64x9"]
+
+
+def test_a_clip_is_drawn_by_its_key_in_every_process_and_beside_whatever_others():
+    config = settings("sizes=64x64,256p", "frames=5,9,17", "mixed=sizes,frames")
+    some = buckets.buckets(config)
+    rows = index(200, sizes=[(1280, 720)], frames=(17,))
+    here = assign(rows, some, config, captions=True).number
+    part = np.arange(199, 0, -3)
+    moved = assign(subset(rows, part), some, config, captions=True).number
+    assert moved.tolist() == here[part].tolist()
+    code = """
+from recipes.load import load
+from recipes.training import Buckets
+from tests.rows_of import index
+from training.buckets import assign, buckets
+config = load(Buckets, ["sizes=64x64,256p", "frames=5,9,17", "mixed=sizes,frames"])
+rows = index(200, sizes=[(1280, 720)], frames=(17,))
+print(assign(rows, buckets(config), config, captions=True).number.tolist())
+"""
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
+    assert done.stdout.strip() == str(here.tolist()), done.stderr
+
+
 def test_every_reason_is_told():
     config = settings("sizes=64x64", "frames=9")
     columns = {
@@ -247,6 +349,20 @@ def test_the_table_says_what_is_dropped_and_why():
     assert "no held-out clips" in text
     # 10 videos of 17 frames and 10 of 9 an epoch: two batches and one
     assert "an epoch of videos: 3 batches, 2 steps" in text
+
+
+def test_the_table_says_that_clips_are_mixed_and_which_tars_are_cut_off():
+    config = settings("sizes=64x64", "frames=9", "mixed=sizes,frames")
+    rows = index()
+    found = assign(rows, buckets.buckets(config), config, captions=True)
+    phase = allotment.Phase(0, *(pool(n, rows, found, n == "image", 480) for n in ("image", "v")))
+    asked = (rows, found, [phase], 1, 0.2, 0)
+    text = shown(allotment.table(*asked, config.mixed, ["a.tar: cut off at byte 7"]))
+    assert "each clip is drawn by its key among all sizes and frames that it fills" in text
+    assert "1 tar can't be read to the end, what precedes it is used: a.tar: cut off" in text
+    text = shown(allotment.table(*asked))
+    assert "drawn" not in text
+    assert "tar" not in text
 
 
 def test_mean_tokens_are_those_of_the_batches_that_come():

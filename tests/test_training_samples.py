@@ -2,6 +2,11 @@
 
 import io
 import json
+import os
+import signal
+import warnings
+from dataclasses import replace
+from pathlib import Path
 
 import av
 import numpy as np
@@ -15,18 +20,20 @@ from model.byte_encoder import ByteEncoder
 from model.defaults import Defaults
 from model.sampler import decode, sample
 from recipes.load import UsageError
-from recipes.training import Fit
+from recipes.training import Buckets, Fit
 from tests.test_board import events
 from tests.tiny_fit import ToyData, batch, fit
 from tests.tiny_wan import ours
 from training.batch import Bucket
 from training.board import Board
+from training.checkpoints import Saver
 from training.dit_module import DiTModule
 from training.meters import Meters
 from training.module import Losses, Trained
 from training.movie import GAP, frames
 from training.parts import Parts
-from training.samples import Samples, longest, plain
+from training.runs import open_run
+from training.samples import Samples, Stopping, longest, plain
 
 HOW = Defaults(64, 64, 9, fps=16, steps=50, guidance=5.0, shift=3.0, negative="", solver="euler")
 PROMPTS = ["a red circle, moving left", "一个红色的圆/向左移动"]
@@ -149,7 +156,7 @@ def test_an_image_to_video_model_starts_from_frames_of_held_out_clips(tmp_path, 
     given = []
     monkeypatch.setattr(
         "training.samples.sample",
-        lambda bundle, prompts, seeds, settings, inputs: (
+        lambda bundle, prompts, seeds, settings, inputs, callback: (
             given.append((settings.task, inputs)) or torch.zeros(1, 16, 3, 8, 8)
         ),
     )
@@ -228,10 +235,90 @@ def test_a_resumed_run_samples_what_an_uninterrupted_one_would(tmp_path, parts):
         assert (resumed / file.name).read_bytes() == file.read_bytes()
 
 
+@pytest.mark.parametrize("validated", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "sends", "last"),
+    [("dit", 1, 2), ("dit", 3, 2), ("dit", 4, 3), ("vae", 2, 2), ("vae", 2, 3)],
+)
+def test_a_signal_ends_the_samples_saves_and_the_run_that_goes_on_makes_the_others(
+    tmp_path, parts, monkeypatch, kind, validated, sends, last
+):
+    """Sent when it asks for the n-th time: before each video and, of a DiT's, after each step."""
+    config = recipe(trains=kind, steps=last, every=2)
+    config.validate.every, config.validate.samples = 2 if validated else 3, 2
+    config.runs, config.save.every = str(tmp_path / "runs"), 0
+    asks, go_on = [], Samples.go_on
+
+    def counting(self, module, *step):
+        asks.append(step)
+        if len(asks) == sends:
+            os.kill(os.getpid(), signal.SIGTERM)
+        go_on(self, module)
+
+    def train(name: str, runs: Path) -> Path:
+        given = replace(config, runs=str(runs), name=name)
+        module = (
+            Vae(ours("wan").requires_grad_(True), given) if kind == "vae" else dit(given, parts)
+        )
+        with open_run(given) as run:
+            board, saver = Board(run.folder), Saver(run)
+            how = (None, None) if kind == "vae" else (parts, HOW)
+            samples = Samples(board, run.folder / "s", *how, asked=lambda: saver.signal)
+            fit(given, [board, Meters(board), samples, saver], run.resume_path(), module=module)
+        return run.folder
+
+    whole = train("whole", tmp_path / "whole")
+    monkeypatch.setattr(Samples, "go_on", counting)
+    with pytest.raises(SystemExit) as caught:
+        train("cut", tmp_path / "cut")
+    assert caught.value.code == 143
+    assert len(asks) == sends  # nothing more is sampled
+    with open_run(replace(config, runs=str(tmp_path / "cut"), name="cut")) as found:
+        assert found.newest().step == 2
+    cut = train("cut", tmp_path / "cut")
+    assert {path.relative_to(whole) for path in whole.glob("s/*/*")} == {
+        path.relative_to(cut) for path in cut.glob("s/*/*")
+    }
+    for path in whole.glob("s/*/*"):
+        assert path.read_bytes() == (cut / path.relative_to(whole)).read_bytes()
+    for tag in events(whole).Tags()["images"]:
+        steps = [[one.step for one in events(run).Images(tag)] for run in (whole, cut)]
+        assert steps[0] == steps[1], tag
+
+
+def test_a_signal_to_another_rank_ends_the_samples_of_this_one(tmp_path, monkeypatch):
+    samples = Samples(Board(tmp_path), tmp_path)
+    samples.go_on(None)
+    monkeypatch.setattr("training.samples.agreed", lambda module, mine: [max(mine, 15.0)])
+    with pytest.raises(Stopping):
+        samples.go_on(None)
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS, []])
+def test_prompts_that_are_fixed_want_no_held_out_clip(tmp_path, parts, monkeypatch, prompts):
+    class NothingHeldOut(ToyData):
+        def val_dataloader(self):
+            return DataLoader([], batch_size=None)
+
+    monkeypatch.setattr("tests.tiny_fit.ToyData", NothingHeldOut)
+    config = recipe(steps=1, every=1)
+    config.validate.prompts = prompts
+    config.buckets.sizes, config.buckets.frames = ["64x64", "32x32"], [1, 9, 17]
+    config.buckets.growth = {"0": 9, "5": 17}
+    board = Board(tmp_path)
+    callbacks = [board, Samples(board, tmp_path / "s", parts, HOW)]
+    with warnings.catch_warnings():  # Lightning's, of a loader without a batch
+        warnings.filterwarnings("ignore", message="Total length of")
+        fit(config, callbacks, module=dit(config, parts))
+    made = sorted((tmp_path / "s").glob("*/*.mp4"))
+    assert len(made) == len(prompts)
+    assert {played(path).shape for path in made} <= {(9, 64, 64, 3)}
+
+
 def test_clips_are_no_longer_than_training_has_come_to():
-    growth = {"0": 17, "1000": 49, "20000": 81}
-    assert [longest(growth, step) for step in (0, 999, 1000, 30000)] == [17, 17, 49, 81]
-    assert longest({}, 5) == float("inf")
+    config = Buckets(growth={"0": 17, "1000": 49, "20000": 81})
+    assert [longest(config, step) for step in (0, 999, 1000, 30000)] == [17, 17, 49, 81]
+    assert longest(Buckets(frames=[1, 33]), 5) == 33
 
 
 def test_a_prompt_makes_a_plain_file_name():

@@ -98,6 +98,8 @@ def batch(step: int, number: int, kind: str) -> Batch:
 class Made(LightningDataModule):
     """Four batches a step."""
 
+    broken = 0
+
     def __init__(self, kind: str, ranks: parallel.Ranks, first: int) -> None:
         super().__init__()
         self.kind, self.ranks, self.first = kind, ranks, first

@@ -1,5 +1,6 @@
 """What each bucket gets, and what is dropped and why: the table before a run."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,18 +32,25 @@ def table(
     batches: int,
     image_share: float,
     held_out: int,
+    mixed: Sequence[str] = (),
+    cut_off: Sequence[str] = (),
 ) -> RenderableType:
     """The table, and a list of what is dropped.
 
     Args:
-        assignment: of the last phase, whose lengths are all there are.
+        assignment: with all lengths, those too that no phase lets in.
         batches: a step.
         held_out: clips that are validated with.
+        mixed: `buckets.mixed`.
+        cut_off: tars that can't be read to their end, and why.
     """
+    words = f"each clip is drawn by its key among all {' and '.join(mixed)} that it fills"
     return Group(
         _buckets(phases),
         Text(""),
+        *([Text(words)] if mixed else []),
         *_drops(index, assignment),
+        *_cut_off(cut_off),
         Text(_steps(phases, batches, image_share)),
         Text(f"{held_out:,} held-out clips to validate with" if held_out else "no held-out clips"),
     )
@@ -91,6 +99,14 @@ def _drops(index: Index, assignment: Assignment) -> list[RenderableType]:
             some = ", ".join(index.row(int(one)).key for one in rows[:EXAMPLES])
             grid.add_row(f"{len(rows):,}", f"{len(rows) / total:.1%}", words, f"e.g. {some}")
     return [*lines, grid] if dropped else lines
+
+
+def _cut_off(tars: Sequence[str]) -> list[RenderableType]:
+    """One line, if there are any."""
+    some = "; ".join(tars[:EXAMPLES]) + ("; …" if len(tars) > EXAMPLES else "")
+    what = "tar" if len(tars) == 1 else "tars"
+    line = f"{len(tars):,} {what} can't be read to the end, what precedes it is used: {some}"
+    return [Text(line)] if tars else []
 
 
 def _steps(phases: list[Phase], batches: int, image_share: float) -> str:

@@ -5,7 +5,8 @@
     print(summary(index, assignment))                # what each gets, what is dropped and why
 
 A sample goes to the largest size that it fills without being enlarged or cut too much, at the
-aspect ratio nearest to its own, and there to the greatest length that it has.
+aspect ratio nearest to its own, and there to the greatest length that it has. With `buckets.mixed`
+it goes to any resolution that it fills, any length that it has: each as often, drawn by its key.
 """
 
 import re
@@ -169,8 +170,11 @@ def assign(
         index.frames,
         np.ceil(index.duration.astype(np.float64) * config.fps - 1e-3),
     )
-    fits = np.searchsorted(allowed, has, side="right") - 1
-    length = np.where(single, 1, np.array([*allowed, 0])[fits])
+    many = np.searchsorted(allowed, has, side="right")
+    shorter = _drawn(index.draws[:, 1], many) if "frames" in config.mixed else 0
+    # what is cached has its length from when it was encoded
+    at = many - 1 - np.where(index.is_latent, 0, shorter)
+    length = np.where(single, 1, np.array([*allowed, 0])[at])
     drop = [
         (index.width <= 0, BROKEN),
         (index.weight <= 0, UNWEIGHTED),
@@ -198,12 +202,15 @@ def _shapes(
     groups, is_latent = classes(shapes), index.is_latent[rows]
     both = np.stack([index.width[rows], index.height[rows]], 1).astype(np.int64)
     code, inverse = np.unique(both[:, 0] << 32 | both[:, 1], return_inverse=True)
-    found = np.zeros((len(code), 2), np.int64)
+    some = np.zeros((len(code), len(groups)), np.int64)  # those that it fills, the largest first
+    many, why = np.zeros((2, len(code)), np.int64)
     for at, one in enumerate(code.tolist()):
         size = one >> 32, one & 0xFFFFFFFF
-        found[at] = choose(size, shapes, groups, config) if min(size) > 0 else (0, BROKEN)
-    shape = np.array(shapes, np.int32)[found[inverse, 0]]
-    why = found[inverse, 1]
+        found, why[at] = filled(size, shapes, groups, config) if min(size) > 0 else ([], BROKEN)
+        some[at, : len(found)], many[at] = found, len(found)
+    which = _drawn(index.draws[rows, 0], many[inverse]) if "sizes" in config.mixed else 0
+    shape = np.array(shapes, np.int32)[some[inverse, which]]
+    why = why[inverse]
     if is_latent.any():  # what is cached can't be scaled
         exact = np.array([(one >> 32, one & 0xFFFFFFFF) in shapes for one in code.tolist()])
         shape = np.where(is_latent[:, None], both, shape)
@@ -225,15 +232,24 @@ def classes(shapes: list[tuple[int, int]]) -> list[list[int]]:
     return groups
 
 
-def choose(
+def _drawn(draws: np.ndarray, many: np.ndarray) -> np.ndarray:
+    """Which of so many each row has: 0 … many − 1, each as often; of none, 0."""
+    return draws.astype(np.int64) * many >> 32
+
+
+def filled(
     size: tuple[int, int],
     shapes: list[tuple[int, int]],
     groups: list[list[int]],
     config: Buckets,
-) -> tuple[int, int]:
-    """(shape, KEPT) for a picture's size, or (0, why not)."""
+) -> tuple[list[int], int]:
+    """Of each resolution that a picture fills its shape, the largest first, and KEPT; or why none.
+
+    Args:
+        groups: as `classes` has them.
+    """
     width, height = size
-    why = SMALL
+    found, why = [], SMALL
     for group in groups:
         # of what a shape covers when it is filled, the share that is not cut off
         shares = {at: kept(size, shapes[at]) for at in group}
@@ -242,10 +258,10 @@ def choose(
         if shares[at] < 1 - config.cut:
             why = CUT
         elif max(across / width, down / height) <= config.enlarge * ROUNDING:
-            return at, KEPT
+            found.append(at)
         else:
             why = SMALL
-    return 0, why
+    return found, KEPT if found else why
 
 
 def kept(size: tuple[int, int], shape: tuple[int, int]) -> float:

@@ -61,13 +61,13 @@ def fingerprint(vae: WanVAE) -> str:
     return digest.hexdigest()
 
 
-def manifests(folder: str) -> Iterator[dict[str, Any]]:
-    """Those of a folder's splits.
+def manifests(folder: str, splits: tuple[str, ...] = ("train", "val")) -> Iterator[dict[str, Any]]:
+    """Those of a folder's splits that are finished.
 
     Raises:
         UsageError: one can't be read.
     """
-    for split in ("train", "val"):
+    for split in splits:
         place = f"{folder.rstrip('/')}/{split}/manifest.json"
         try:
             yield json.loads(tars.read(place) if tars.is_remote(place) else _read(place))
@@ -124,6 +124,33 @@ def words(shares: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {shares[name]:.3g}" for name in MASKS if name in shares)
 
 
+def check_made(config: Fit) -> None:
+    """Refuses latents that are not there, and those of another frame rate.
+
+    Args:
+        config: with `data.latents`.
+
+    Raises:
+        UsageError: they are none, or such.
+    """
+    where, wanted = f"data.latents={config.data.latents}", config.buckets.fps
+    if not any(manifests(config.data.latents, ("train",))):
+        raise UsageError(f"{where}: no finished shards there; {_command(config)} writes them")
+    for said in manifests(config.data.latents):
+        fps = said.get("fps", wanted)
+        if fps != wanted:
+            raise UsageError(
+                f"{where}: encoded at {fps:g} frames a second, not at buckets.fps={wanted:g}; "
+                f"give buckets.fps={fps:g}, or encode it anew with {_command(config)}"
+            )
+
+
+def _command(config: Fit) -> str:
+    """What writes `data.latents`."""
+    recipe = config.recipe or "…"
+    return f"`python training/latents.py recipe={recipe} cache.out={config.data.latents}`"
+
+
 def check_conditions(config: Fit) -> None:
     """Refuses latents without conditions, and conditions under masks other than the recipe's.
 
@@ -134,9 +161,9 @@ def check_conditions(config: Fit) -> None:
         UsageError: they are such latents.
     """
     where = f"data.latents={config.data.latents}"
-    command = f"`python training/latents.py recipe={config.recipe or '…'}`"
+    command = _command(config)
     wanted = shares(config.objective.masks)
-    for said in list(manifests(config.data.latents)) or [{}]:
+    for said in manifests(config.data.latents):
         drawn = (said.get("masks") or {}).get("shares")
         if not drawn:
             raise UsageError(f"{where}: has no conditions; encode it with {command}")

@@ -1,16 +1,18 @@
 """A chain of recipes, such as the published curriculum: each starts from the one before.
 
-Every stage is a run of its own, runs/<recipe>/<name of the chain's run>. Run again, finished stages
-are passed over, and the one under way goes on.
+Every stage is a run of its own, runs/<recipe>/<name of the chain's run>, and takes what it starts
+from, or its VAE, from the chain's own runs. All are planned before the first begins. Run again,
+finished stages are passed over, and the one under way goes on.
 """
 
 import csv
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from recipes.load import load
+from recipes.load import RECIPES, UsageError, load
 from recipes.training import DITS, VAES, Fit
 from training import console
 from training.runs import open_run, stages
@@ -21,33 +23,99 @@ SHARED = ("compute.context", "compute.strategy", "compute.shard")
 OWN = ("recipe", "trains", "chain", "name", "resume", "expect")
 
 
-def run(config: Fit, fit: Callable[[Fit], None]) -> None:
+def run(config: Fit, fit: Callable[[Fit], None], plan: Callable[[Fit], Any]) -> None:
     """Trains what is not finished.
 
     Args:
         config: keys of the command line hold for every stage; `model` for those that have such a
-            size, and how a network is shared by GPUs for the DiTs.
+            size, how a network is shared by GPUs for the DiTs, and `starts_from` for the first.
         fit: trains one recipe.
+        plan: refuses one that can't fit.
+
+    Raises:
+        UsageError: a stage is refused: it, and why.
     """
-    given = given_to(config)
+    asked = asked_of(config)
     if config.plan:
-        for recipe in config.chain:
-            console.say(f"\n{recipe}")
-            fit(stage(recipe, given))
-        return
-    with open_run(config) as chain:
+        return show(asked, fit)
+    with open_run(replace(config, chain=[*asked])) as chain:
+        for one in stages(chain):
+            if not one.done:  # or weeks may pass before it is refused
+                with naming(one.recipe):
+                    plan(asked[one.recipe])
         for one in stages(chain):
             if one.done:
                 console.say(f"{one.recipe}: done, {one.folder}")
                 continue
             console.say(f"\n{one.recipe}")
-            fit(replace(stage(one.recipe, given), name=chain.name, resume="auto"))
+            fit(replace(asked[one.recipe], name=chain.name, resume="auto"))
         chain.finish()
+    return None
+
+
+def show(asked: dict[str, Fit], fit: Callable[[Fit], None]) -> None:
+    """The plans of all stages, also of those after one that is refused."""
+    refused = []
+    for recipe, one in asked.items():
+        console.say(f"\n{recipe}")
+        try:
+            with naming(recipe):
+                fit(one)
+        except UsageError as error:
+            console.say("refused")
+            refused.append(str(error))
+    if refused:
+        raise UsageError("; ".join(refused))
+
+
+@contextmanager
+def naming(recipe: str) -> Iterator[None]:
+    """Says of which stage a mistake is."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{recipe}: {error}") from error
+
+
+def asked_of(config: Fit) -> dict[str, Fit]:
+    """Its stages in order, each with the keys that were given to the chain."""
+    given, found = given_to(config), {}
+    for recipe in flat(config.chain):
+        found[recipe] = stage(recipe, given)
+        given.pop("starts_from", None)  # the later ones start from those before
+    return found
 
 
 def first(config: Fit) -> Fit:
-    """The first of its recipes."""
-    return stage(config.chain[0], given_to(config))
+    """The first of its stages."""
+    return stage(flat(config.chain)[0], given_to(config))
+
+
+def flat(chain: list[str], above: tuple[str, ...] = ()) -> list[str]:
+    """Recipes, those of a chain in its place.
+
+    Raises:
+        UsageError: there are none, or a chain is part of itself.
+    """
+    found = []
+    for recipe in chain:
+        if recipe in above:
+            raise UsageError(f"recipe={recipe}: this chain is part of itself")
+        made = load(Fit, [f"recipe={recipe}"])
+        found += flat(made.chain, (*above, recipe)) if made.trains == "chain" else [recipe]
+    if not found:
+        raise UsageError("chain=: wants recipes, to be run one after the other")
+    return found
+
+
+def recipe_of(name: str) -> str | None:
+    """The recipe that makes what is called so, of a chain its last one; None: it is no recipe.
+
+    Args:
+        name: a file of recipes/, or a path that ends in .yaml.
+    """
+    ours = "/" not in name and (RECIPES / f"{name}.yaml").is_file()
+    return flat([name])[-1] if ours or name.endswith((".yaml", ".yml")) else None
 
 
 def given_to(config: Fit) -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """How TensorBoard is laid out: what each number is called, and which curves stand in one chart.
 
 The names sort so that what is looked at first comes first; the charts are those of TensorBoard's
-page Custom Scalars (http://localhost:6006/#custom_scalars). A chart is there once one of its curves
-is, so none stays empty.
+page Custom Scalars (`PAGE`). A chart is there once one of its curves is, so none stays empty.
 """
 
 import re
 from collections.abc import Iterable, Mapping
+
+PAGE = "http://localhost:6006/#custom_scalars"  # once `tensorboard --logdir …` runs
 
 LEARNING = "Does it learn?"
 PARTS = "What the training loss is made of"
@@ -33,6 +34,7 @@ CHARTS = (
     (HEALTH, "learning rate", r"optimizer/learning rate"),
     (HEALTH, "distance of the EMA, in lengths of the weights", r"optimizer/EMA drift"),
     (HEALTH, "steps skipped so far", r"optimizer/skipped steps"),
+    (HEALTH, "samples that could not be read so far", r"data/broken"),
     (SPEED, "seconds a step", r"machine/step seconds"),
     (SPEED, "share of a step waiting for data", r"machine/data wait"),
     (SPEED, "share of the time beside steps: validation, samples, saving", r"machine/beside"),
@@ -40,7 +42,7 @@ CHARTS = (
     (SPEED, "samples a second", r"machine/samples a second"),
     (SPEED, "TFLOP/s a GPU", r"machine/TFLOP a second"),
     (SPEED, "MFU: share of the peak FLOP/s", r"machine/MFU"),
-    (SPEED, "peak memory, GiB", r"machine/memory GiB"),
+    (SPEED, "memory, GiB: of a GPU the peak, of a CPU what is held then", r"machine/memory GiB"),
     (CURATION, "by tier", r"tier/.*"),
     (CURATION, "by decile of {}", rf"{SCORE}{{}}/.*"),
     (TIMESTEPS, "{}", rf"{TIMESTEP} {{}}/.*"),

@@ -4,8 +4,8 @@
     trainer.fit(module, datamodule=data, ckpt_path=run.resume_path(), weights_only=True)
 
 A step that is validated is saved after its validation, so that the checkpoint has its score.
-SIGTERM (clusters preempt) and Ctrl-C end the step that is under way, save, and exit with 143 or
-130; a second Ctrl-C exits at once. What is saved, and how, is `training.snapshot`'s.
+SIGTERM (clusters preempt) and Ctrl-C end the step or samples that are under way, save, and exit
+with 143 or 130; a second Ctrl-C exits at once. What is saved, and how, is `training.snapshot`'s.
 """
 
 import os
@@ -21,6 +21,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from training import snapshot
 from training.environment import now
+from training.guard import Diverged
 from training.runs import Run
 from training.snapshot import NotSaved, agreed
 
@@ -88,6 +89,8 @@ class Saver(Callback):
         # over Lightning's own, which would not save; it puts back what was there before
         for number in SIGNALS:
             self._handlers[number] = signal.signal(number, self._asked)
+        if trainer.received_sigterm:  # while other callbacks began
+            self.signal = signal.SIGTERM
         if self._owed:
             self._owed = False
             validate(trainer)
@@ -137,6 +140,10 @@ class Saver(Callback):
             signal.signal(signal.SIGINT, signal.default_int_handler)
             self._tell(trainer)
             raise Stopped(signal.SIGINT) from None
+        if isinstance(exception, Diverged):
+            newest = self.run.newest()
+            good = f"the last good checkpoint is {newest.path}" if newest else "none was saved yet"
+            raise Diverged(f"{exception}; {good}; to go on: {self.run.command}") from None
         if isinstance(exception, Stopped):
             self._tell(trainer)
         elif self.signal and self._between and trainer.world_size == 1:

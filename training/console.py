@@ -7,6 +7,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from training.charts import PAGE
 from training.module import Trained
 from training.progress import duration
 from training.runs import Run
@@ -33,10 +34,11 @@ def closing(run: Run, module: Trained, took_s: float) -> None:
     rows = [
         ("steps", f"{module.step}, of which {module.guard.skipped} skipped"),
         ("took", duration(took_s)),
+        *([("broken", f"{module.broken} samples could not be read")] if module.broken else []),
         ("held out", ", ".join(told(module.validation)) or "not validated"),
         ("best", str(best) if best else "none"),
         ("board", f"tensorboard --logdir {run.folder}"),
-        ("open", "http://localhost:6006/#custom_scalars, the plots that matter side by side"),
+        ("open", f"{PAGE}, the plots that matter side by side"),
     ]
     grid = Table(title="Trained", title_justify="left", show_header=False, box=None)
     grid.add_column(no_wrap=True)

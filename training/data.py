@@ -77,10 +77,12 @@ class ShardData(LightningDataModule):
         if not 0 <= config.data.image_share <= 1:
             raise UsageError(f"data.image_share={config.data.image_share}: wants 0 to 1")
         self.buckets = buckets.buckets(config.buckets)
-        self.index = gather(config.data, "train")
-        self.val_index = gather(config.data, "val")
+        if config.data.latents:
+            cache.check_made(config)
         if conditions:
             cache.check_conditions(config)
+        self.index = gather(config.data, "train")
+        self.val_index = gather(config.data, "val")
         self.phases = [
             allotment.Phase(step, *self.pools(self.index, longest))
             for step, longest in buckets.phases(config.buckets)
@@ -101,6 +103,7 @@ class ShardData(LightningDataModule):
         self.state: dict[str, Any] | None = None
         self._reading: WeakSet[Generator] = WeakSet()
         self._held: WeakSet[HeldOut] = WeakSet()
+        self._unread: set[str] = set()  # held-out samples, and why
 
     # --- what there is -------------------------------------------------------------------------
 
@@ -149,6 +152,8 @@ class ShardData(LightningDataModule):
             config.buckets.batches,
             config.data.image_share,
             held_out,
+            config.buckets.mixed,
+            list(dict.fromkeys([*self.index.cut_off, *self.val_index.cut_off])),
         )
 
     @property
@@ -171,7 +176,8 @@ class ShardData(LightningDataModule):
         )
 
     def _fingerprint(self) -> str:
-        """Of the samples and where they go, wherever the files lie."""
+        """Of each sample's range in its tar, its weight and its bucket; not of where the tars lie:
+        what is moved is the same."""
         digest = hashlib.sha256()
         for phase in self.phases:
             for one in (phase.images, phase.videos):
@@ -247,11 +253,16 @@ class ShardData(LightningDataModule):
         """A step that was trained on: from here on a checkpoint goes on."""
         self.state = step.state
 
+    @property
+    def broken(self) -> int:
+        """How many samples this process could not read since it was started."""
+        return (self.state or {}).get("broken", 0) + len(self._unread)
+
     def state_dict(self) -> dict[str, Any]:
         return {"state": self.state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.state = state["state"]
+        self.state = state["state"] and state["state"] | {"broken": 0}  # another process's
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         if isinstance(batch, Step):
@@ -314,10 +325,13 @@ class Steps:
 
     def _walk(self) -> Generator[Step, None, None]:
         tally = Tally(self.data.config.data.broken_share)
+        broken = (self.data.state or {}).get("broken", 0)
         with no_main():
             steps = iter(self.data.loader(self.data.requests()))
         for step in steps:
             tally.count(step)
+            broken += len(step.broken)
+            step.state["broken"] = broken
             self.data.taken(step)
             yield step
 
@@ -343,6 +357,7 @@ class HeldOut:
             steps = iter(self.loader)
         for step in steps:
             tally.count(step)
+            self.data._unread.update(step.broken)
             yield step.batches[0]
 
 

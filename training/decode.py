@@ -5,7 +5,6 @@ follows from (seed, epoch, key).
 """
 
 import hashlib
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor
 from model.condition import MASK_CHANNELS
 from training import features, foreign, tars
 from training.batch import Bucket
-from training.frames import MIDDLE, Box, BrokenError, View, image, line, video
+from training.frames import MIDDLE, BrokenError, View, image, line, video
 from training.tars import Row, TarError
 
 HELD_OUT = -1  # the epoch of held-out clips: nothing is drawn
@@ -90,10 +89,10 @@ def decode(
                 found.condition = condition(tensors, bucket, 0.0 if held_out else where)
         elif row.media == "mp4":
             found.video, span = video(
-                media, bucket, taste.fps, place, box(told), row.length_s, view
+                media, bucket, taste.fps, place, foreign.box(told), row.length_s, view
             )
         else:
-            found.video = image(media, bucket, box(told), view)
+            found.video = image(media, bucket, foreign.box(told), view)
     except BrokenError:
         raise
     except (TarError, OSError, ValueError) as error:  # also FFmpeg's
@@ -160,25 +159,7 @@ def scores(told: dict[str, Any]) -> dict[str, float]:
     """Those that are numbers."""
     some = told.get("scores")
     numbers = some.items() if isinstance(some, dict) else ()
-    return {name: float(value) for name, value in numbers if _is_number(value)}
-
-
-def box(told: dict[str, Any]) -> Box | None:
-    """What is still to be cut out of it; our own shards are cut already.
-
-    Raises:
-        BrokenError: it is no box.
-    """
-    some = told.get("crop_box")
-    if some is None:
-        return None
-    if not isinstance(some, list) or len(some) != 4 or not all(map(_is_number, some)):
-        raise BrokenError(f"its crop_box {some!r} is no x, y, width, height")
-    return tuple(some)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return {name: float(value) for name, value in numbers if foreign.is_number(value)}
 
 
 def cached(data: bytes) -> dict[str, Tensor]:

@@ -122,7 +122,9 @@ class DiTModule(Trained):
         if batch.mean is not None:
             return Posterior(batch.mean.float(), batch.logvar.float())
         # piece by piece, in a ninth of the memory that a whole clip of 480p takes
-        parts = list(self.vae.encode_stream([pixels(batch.video)]))
+        video = pixels(batch.video)
+        with exact(video):
+            parts = list(self.vae.encode_stream([video]))
         return Posterior(*(torch.cat([getattr(one, name) for one in parts], 2) for name in NAMES))
 
     def text(self, batch: Batch, dropped: Tensor | None = None) -> Tensor:
@@ -147,15 +149,25 @@ class DiTModule(Trained):
             return {}
         told = {"condition": self.condition(batch, generator)}
         if config["image_width"]:  # whose latents are not cached
-            video = pixels(batch.video)
-            last = video[:, :, -1] if config["image_positions"] else None
-            tokens = self._parts["image"].encode(video[:, :, 0], last)
+            tokens = self.images(pixels(batch.video), told["condition"])
             if dropout:
                 share = self.config.objective.image_dropout
                 keep = torch.rand(len(batch), generator=generator) >= share
                 tokens = tokens * keep.to(tokens)[:, None, None]
             told["image"] = tokens
         return told
+
+    def images(self, video: Tensor, condition: Tensor) -> Tensor:
+        """CLIP's tokens [B, N, D] of the first frame, or [B, 2·N, D] of the first and the last.
+
+        Zeros where the mask does not give that frame: it is what the network is to make.
+        """
+        encoder, first = self._parts["image"], condition[:, 0, 0, 0, 0]
+        ends = [(video[:, :, 0], first)]
+        if self.network.config["image_positions"]:
+            ends.append((video[:, :, -1], condition[:, MASK_CHANNELS - 1, -1, 0, 0]))
+        found = [(encoder.encode(frame), given) for frame, given in ends]
+        return torch.cat([one * given.to(one)[:, None, None] for one, given in found], 1)
 
     def condition(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """Mask and normalised latents [B, 4 + C, L, H/8, W/8] of the frames that are given."""
@@ -166,11 +178,20 @@ class DiTModule(Trained):
         if batch.video is None and batch.bucket.is_image:
             return self.nothing(batch.bucket).expand(len(batch), -1, -1, -1, -1)
         mask = draw_mask(batch.bucket.frames, self.config.objective.masks, generator)
-        return condition(self.vae, pixels(batch.video), mask)
+        video = pixels(batch.video)
+        with exact(video):
+            return condition(self.vae, video, mask)
 
     def nothing(self, bucket: Bucket) -> Tensor:
         """The condition of an image, which is given nothing: encoded once for all of a size."""
         if bucket not in self._nothing:
             grey = torch.zeros(1, 3, 1, bucket.height, bucket.width, device=self.device)
-            self._nothing[bucket] = condition(self.vae, grey, torch.zeros(1, dtype=torch.bool))
+            with exact(grey):
+                self._nothing[bucket] = condition(self.vae, grey, torch.zeros(1, dtype=torch.bool))
         return self._nothing[bucket]
+
+
+def exact(video: Tensor) -> torch.autocast:
+    """Without the training's bfloat16: latents are what the network is to hit, and the official
+    code computes them in float32."""
+    return torch.autocast(video.device.type, enabled=False)

@@ -94,14 +94,13 @@ class Encoding:
         )
         self.data = ShardData(config, "dit")
         self.device = next(vae.parameters()).device
-        self.half = config.compute.precision == "bfloat16" and self.device.type == "cuda"
         self.vae_sha256 = cache.fingerprint(vae)
         self.encoders = {"vae": {"sha256": self.vae_sha256, "config": vae.config}}
         self.features = None if text is None else Features(text)
         read = None if text is None else features.fingerprint(text)
         if text is not None:
             self.encoders["text"] = {"sha256": read, "name": text.name, "width": text.width}
-        how = (self.vae_sha256, str(cache.DTYPE), self.half, config.buckets.fps, read)
+        how = (self.vae_sha256, str(cache.DTYPE), config.buckets.fps, read)
         self.shares = cache.shares(config.objective.masks)
         self.masks = config.cache.masks if self.shares else 0  # of each video
         if self.masks:
@@ -111,7 +110,7 @@ class Encoding:
         self.how = how
         self.shards = {split: self._shards(split) for split in SPLITS}
         self.tally = Tally(config.data.broken_share)
-        self.took_s = 0.0
+        self.took_s: float | None = None  # None: not run
 
     def _shards(self, split: str) -> list[Shard]:
         index = self.data.index if split == "train" else self.data.val_index
@@ -211,8 +210,7 @@ class Encoding:
         """Mean and log-variance of each."""
         if not samples:
             return [], []
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
-            parts = list(self.vae.encode_stream([self._video(samples)]))
+        parts = list(self.vae.encode_stream([self._video(samples)]))
         both = [(part.mean.float(), part.logvar.float()) for part in parts]
         return tuple(list(torch.cat(some, 2).cpu()) for some in zip(*both, strict=True))
 
@@ -235,8 +233,7 @@ class Encoding:
         told: dict[tuple[int, tuple[bool, ...]], torch.Tensor] = {}
         for mask, clips in alike.items():
             video = self._video([some[at][1] for at in clips])
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
-                found = condition(self.vae, video, torch.tensor(mask)).float()
+            found = condition(self.vae, video, torch.tensor(mask)).float()
             found[:, MASK_CHANNELS:] = self.vae.denormalize(found[:, MASK_CHANNELS:])
             told |= {(at, mask): one for at, one in zip(clips, found.cpu(), strict=True)}
         return [[told[at, mask] for mask in masks] for at, masks in enumerate(drawn)]
@@ -249,7 +246,7 @@ class Encoding:
         return tuple(draw_mask(piece.bucket.frames, self.shares, generator).tolist())
 
     def table(self) -> Table:
-        """What is there now."""
+        """What is there now, and before `run` what is not."""
         grid = Table(title="Encoded", title_justify="left", show_header=False, box=None)
         for split in SPLITS:
             shards = self.shards[split]
@@ -258,9 +255,11 @@ class Encoding:
             tars = [shard.folder / f"{shard.name}.tar" for shard in done]
             size = sum(tar.stat().st_size for tar in tars if tar.exists())
             text = f"{count:,} clips in {len(done)} of {len(shards)} shards, {size / 1e6:,.1f} MB"
-            grid.add_row(split, text)
-        grid.add_row("broken", f"{self.tally.broken}")
-        grid.add_row("took", duration(self.took_s))
+            missing = sum(len(shard.pieces) for shard in shards) - count
+            grid.add_row(split, text + (f"; {missing:,} clips to encode" if missing else ""))
+        if self.took_s is not None:
+            grid.add_row("broken", f"{self.tally.broken}")
+            grid.add_row("took", duration(self.took_s))
         grid.add_row("vae", self.vae_sha256[:16])
         text = self.encoders.get("text")
         grid.add_row("text", f"{text['name']} {text['sha256'][:16]}" if text else "not encoded")

@@ -6,6 +6,8 @@
 
 to=diffusers gives what `diffusers.WanPipeline.from_pretrained(target)` opens, where the source has
 all parts (of a run: the VAE and the encoders it was trained with), else transformer/ or vae/ alone.
+to=official gives what Wan's own code and ComfyUI open: put diffusion_pytorch_model.safetensors into
+ComfyUI's models/diffusion_models/ (its loader reads one file) and Wan2.1_VAE into models/vae/.
 DiT and VAE pass tensor by tensor, whatever their size; the encoders pass memory as a whole. The
 target appears when it is complete. `--help` lists every key.
 """
@@ -24,7 +26,7 @@ from model.image import load_image_encoder
 from model.stored import INSIDE, Absent, Stored, find
 from model.tensors import CheckpointError
 from model.text import load_text_encoder
-from model.writer import fresh
+from model.writer import SHARD_BYTES, fresh
 from recipes.export import PARTS, Export
 from recipes.load import UsageError, main
 from training import pipeline
@@ -45,7 +47,7 @@ def export(config: Export) -> None:
         raise UsageError(
             "source=… and target=… are wanted: what to export, and the folder to write"
         )
-    if config.shard_gb <= 0:
+    if config.shard_gb is not None and config.shard_gb <= 0:
         raise UsageError(f"shard_gb={config.shard_gb:g}: a size above 0")
     if config.shift is not None and config.shift <= 0:
         raise UsageError(f"shift={config.shift:g}: a number above 0; 1 is no shift")
@@ -135,6 +137,8 @@ def write_pipeline(whole: Card, folder: Path, config: Export) -> None:
 def write_networks(networks: dict[str, Stored], folder: Path, config: Export, apart: bool) -> None:
     """DiT and VAE: in folders of their own where they stand beside others, else right there."""
     apart = apart or (len(networks) > 1 and config.to != "official")
+    whole = None if config.to == "official" else SHARD_BYTES
+    shard_bytes = whole if config.shard_gb is None else int(config.shard_gb * 10**9)
     for kind, stored in networks.items():
         place = folder / INSIDE[kind] if apart else folder
         place.mkdir(exist_ok=True)
@@ -144,7 +148,7 @@ def write_networks(networks: dict[str, Stored], folder: Path, config: Export, ap
             place,
             config.to,
             dtype=dtype,
-            shard_bytes=int(config.shard_gb * 10**9),
+            shard_bytes=shard_bytes,
             pickled=config.vae_file == "pth",
         )
 

@@ -31,7 +31,7 @@ def train(config: Fit) -> None:
     from training.trainer import trainer_of
 
     if config.trains == "chain":
-        return chain.run(config, train)
+        return chain.run(config, train, preflight)
     plan = preflight(config)
     console.show(plan.table())
     if config.plan:

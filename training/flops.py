@@ -10,7 +10,7 @@ on the meta device, where nothing is computed.
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -20,9 +20,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from model.dit import WanDiT
 from model.vae import WanVAE
+from recipes.training import VaeLoss
 from training.batch import Batch, Bucket
 from training.features import given
-from training.footprint import IMAGE_TOKENS
+from training.footprint import IMAGE_TOKENS, judged, judges_of
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,27 @@ def _vae(sizes: str, bucket: Bucket, trained: bool) -> Flops:
             return network.decode(latents).mean() if trained else latents.mean()
 
         return counted(loss)
+
+
+def of_judging(loss: VaeLoss, bucket: Bucket) -> int:
+    """Of one clip, forward and backward of what judges a VAE: perceptual network and adversary."""
+    return _judging(json.dumps(asdict(loss)), bucket)
+
+
+@lru_cache(maxsize=512)
+def _judging(written: str, bucket: Bucket) -> int:
+    weights = VaeLoss(**json.loads(written))
+    with torch.device("meta"):
+        judges = judges_of(weights)
+        video = torch.empty(1, 3, bucket.frames, bucket.height, bucket.width)
+        leaf = torch.empty_like(video, requires_grad=True)
+
+        def loss() -> Tensor:
+            rebuilt = 1 * leaf  # PyTorch's counter takes no slope at a leaf
+            nothing = rebuilt.flatten(1).mean(1)
+            return judged(weights, judges, video, rebuilt, nothing, rebuilt).mean()
+
+        return counted(loss).step
 
 
 def counted(loss: Callable[[], Tensor]) -> Flops:

@@ -35,9 +35,9 @@ from recipes.training import VaeLoss
 from training.batch import Batch, Bucket
 from training.discriminator import PatchDiscriminator
 from training.dit_module import DiTModule, pixels
-from training.ledger import Footprint, Ledger, autocast, measure
+from training.ledger import Footprint, Ledger, measure
 from training.perceptual import PACKAGED
-from training.vae_loss import hinge_discriminator, hinge_generator, kl, l1
+from training.vae_loss import adaptive_weight, hinge_discriminator, hinge_generator, kl, l1, l2
 from training.vae_module import wide
 
 IMAGE_TOKENS = 257  # of CLIP's ViT-H for one image
@@ -212,23 +212,43 @@ def vae_loss(
     noise = torch.zeros_like(posterior.mean)
     rebuilt = network.decode(posterior.mean + posterior.std * noise, clamp=False)
     total = loss.l1 * l1(video, rebuilt) + loss.kl * kl(posterior)
+    if loss.l2:
+        total = total + loss.l2 * l2(video, rebuilt)
+    return judged(loss, judges, video, rebuilt, total, network.decoder.head[-1].weight).mean()
+
+
+def judged(
+    loss: VaeLoss,
+    judges: dict[str, nn.Module],
+    video: Tensor,
+    rebuilt: Tensor,
+    total: Tensor,
+    last: Tensor,
+) -> Tensor:
+    """The loss [B] with what its networks add to it; the adversary has learned by then.
+
+    Args:
+        total: without them.
+        last: weights of the VAE's last layer, for an adaptive weight.
+    """
     if "perceptual" in judges:
         seen = slice(loss.perceptual_frames or None)
         total = total + judges["perceptual"](video[:, :, seen], rebuilt[:, :, seen])
     if "adversary" in judges:
         adversary = judges["adversary"]
         adversary.requires_grad_(False)
-        total = total + hinge_generator(adversary(rebuilt))
+        fooled = hinge_generator(adversary(rebuilt))
         adversary.requires_grad_(True)
+        if loss.gan_adaptive:
+            fooled = adaptive_weight(total.mean(), fooled.mean(), last) * fooled
         real, fake = adversary(video), adversary(rebuilt.detach())
         hinge_discriminator(real, fake).mean().backward()
-    return total.mean()
+        total = total + fooled
+    return total
 
 
-def encoding(
-    sizes: dict[str, Any], bucket: Bucket, samples: int, bfloat16: bool, little: int = 0
-) -> int:
-    """Bytes that it takes to encode a batch of pixels, at most at one time.
+def encoding(sizes: dict[str, Any], bucket: Bucket, samples: int, little: int = 0) -> int:
+    """Bytes that it takes to encode a batch of pixels, in float32, at most at one time.
 
     From two short clips: what a layer keeps of the past, or all frames, grows with the length.
 
@@ -240,10 +260,7 @@ def encoding(
     if bound < little:
         return bound
     lengths = STEADY if bucket.frames > STEADY[1] else (bucket.frames,)
-    found = [
-        _encoding(json.dumps(sizes), replace(bucket, frames=one), samples, bfloat16)
-        for one in lengths
-    ]
+    found = [_encoding(json.dumps(sizes), replace(bucket, frames=one), samples) for one in lengths]
     if len(found) == 1:
         return found[0]
     slope = (found[1] - found[0]) / (lengths[1] - lengths[0])
@@ -251,11 +268,11 @@ def encoding(
 
 
 @lru_cache(maxsize=128)
-def _encoding(sizes: str, bucket: Bucket, samples: int, bfloat16: bool) -> int:
+def _encoding(sizes: str, bucket: Bucket, samples: int) -> int:
     with FakeTensorMode():
         vae = WanVAE(**json.loads(sizes)).requires_grad_(False)
         ledger = Ledger([*vae.parameters(), *vae.buffers()])
-        with ledger, autocast(bfloat16), torch.no_grad():
+        with ledger, torch.no_grad():
             shape = (samples, 3, bucket.frames, bucket.height, bucket.width)
             batch = Batch(bucket, [], [], video=torch.zeros(shape, dtype=torch.uint8))
             DiTModule.posterior(SimpleNamespace(vae=vae), batch)

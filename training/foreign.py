@@ -9,8 +9,9 @@ only its headers and its first frame are read.
 
 import hashlib
 import io
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -68,43 +69,71 @@ def media_tars(places: list[str]) -> list[str]:
     return [one for one in places if not re.search(r"/(metas|t5_xxl)/", one)]
 
 
-def scanned(place: str) -> tuple[str, dict[str, Any], str | None]:
-    """The tar, columns of an Index for its samples, and the tar beside it; broken ones are 0 wide.
+def scanned(place: str) -> tuple[str, dict[str, Any], str | None, str | None]:
+    """The tar, columns of an Index for its samples, the tar beside it, and why more can't be read.
 
-    Also `group`: samples of one source file have the same, so that they are held out together.
+    Broken samples are 0 wide. Of a tar that is cut off there is what precedes. Also `group`:
+    samples of one source file have the same, so that they are held out together.
 
     Raises:
-        UsageError: it can't be read, or is no tar.
+        UsageError: it is not there.
     """
     rows: list[dict[str, Any]] = []
-    beside, notes = _beside(place)
+    beside, notes, lost = _beside(place)
     try:
         with ExitStack() as stack:
             file = stack.enter_context(tars.opened(place))
             other = stack.enter_context(tars.opened(beside)) if beside else file
-            for some in tars.scan(place):
+            for some in _walked(place):
                 by = {one.suffix: one for one in some}
                 media = next((by[one] for one in SUFFIXES if one in by), None)
                 if media is not None:
                     rows.append(_row(file, other, by, media, notes.get(media.key)))
-    except (OSError, TarError) as error:
+    except FileNotFoundError as error:
         raise UsageError(f"{place}: can't be read: {error}") from None
+    except (OSError, TarError) as error:
+        lost = f"{place}: {error}"
     columns = {name: np.array([row[name] for row in rows], kind) for name, kind in COLUMNS.items()}
     columns["key"] = pa.array([row["key"] for row in rows], pa.large_string())
     columns["beside"] = columns["beside"].reshape(-1, 2)
-    return place, columns, beside
+    return place, columns, beside, lost
 
 
-def _beside(place: str) -> tuple[str | None, dict[str, Member]]:
-    """cosmos-curate's tar of JSONs that belongs to a tar of videos, and what it holds."""
+def _walked(place: str) -> Iterator[list[Member]]:
+    """All samples of a tar.
+
+    Raises:
+        OSError, TarError: it can't be read to its end, or is no tar.
+    """
+    end = 0
+    for some in tars.scan(place):
+        end = max(one.offset + one.size for one in some)
+        yield some
+    # tarfile takes whatever is no header for the end
+    at = -(-end // tars.BLOCK) * tars.BLOCK
+    with tars.opened(place) as file:
+        file.seek(at)
+        header = file.read(tars.BLOCK)
+    if 0 < len(header) < tars.BLOCK:
+        raise TarError(f"cut off at byte {at + len(header)}")
+    list(tars.members(header, at))
+
+
+def _beside(place: str) -> tuple[str | None, dict[str, Member], str | None]:
+    """cosmos-curate's tar of JSONs that belongs to a tar of videos, what it holds, and why more
+    can't be read."""
     head, video, tail = place.rpartition("/video/")
     if not video:
-        return None, {}
-    other = f"{head}/metas/{tail}"
+        return None, {}, None
+    other, notes = f"{head}/metas/{tail}", {}
     try:
-        return other, {one.key: one for some in tars.scan(other) for one in some}
-    except (OSError, TarError):
-        return None, {}
+        for some in _walked(other):
+            notes |= {one.key: one for one in some}
+    except FileNotFoundError:
+        return None, {}, None
+    except (OSError, TarError) as error:
+        return other, notes, f"{other}: {error}"
+    return other, notes, None
 
 
 def _row(
@@ -114,19 +143,24 @@ def _row(
         facts = probed(Window(file, media.offset, media.size), media.suffix)
     except Exception:  # whatever a decoder makes of bytes that are no picture
         facts = (0, 0, 0, 0.0)
-    told: dict[str, Any] = {}
     where = (other, notes) if notes else (file, by.get("json"))
-    if where[1]:
-        try:
-            told = tars.parsed(_content(*where))
-        except TarError:
-            facts = (0, 0, 0, 0.0)
+    told, part = {}, None
+    try:
+        told = tars.parsed(_content(*where)) if where[1] else {}
+        part = box(told)
+    except (TarError, ValueError):
+        facts = (0, 0, 0, 0.0)
+    key = media.key.encode("utf-8", "replace").decode()
+    if key != media.key:  # a name in another encoding can't be asked for
+        facts = (0, 0, 0, 0.0)
     text = _content(file, by["txt"]).strip() if "txt" in by else b""
     width, height, frames, duration = facts
+    if part is not None:  # what is shown of it decides on its bucket
+        width, height = min(width, max(0, round(part[2]))), min(height, max(0, round(part[3])))
     weight = told.get("sampling_weight")
     return {
-        "key": media.key,
-        "group": str(told.get("source_video") or told.get("url") or media.key),
+        "key": key,
+        "group": str(told.get("source_video") or told.get("url") or key),
         "start": min(one.start for one in by.values()),
         "stop": max(one.offset + one.size for one in by.values()),
         "media": SUFFIXES[media.suffix],
@@ -183,6 +217,24 @@ def pixel(stream: av.VideoStream) -> float:
 def quarters(frame: av.VideoFrame) -> int:
     """By how many quarters a frame is to be turned clockwise."""
     return round(-frame.rotation / 90) % 4
+
+
+def box(told: dict[str, Any]) -> tuple[float, ...] | None:
+    """x, y, width, height of what is still to be cut out of it; our own shards are cut already.
+
+    Raises:
+        ValueError: it is no box.
+    """
+    some = told.get("crop_box")
+    if some is None:
+        return None
+    if not isinstance(some, list) or len(some) != 4 or not all(map(is_number, some)):
+        raise ValueError(f"its crop_box {some!r} is no x, y, width, height")
+    return tuple(some)
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def captions(told: dict[str, Any]) -> list[dict[str, Any]]:

@@ -15,9 +15,10 @@ from model.dit import WanDiT
 from model.image import ImageEncoder
 from model.pretrained import read_config
 from model.vae import WanVAE
-from recipes.load import RECIPES, load
+from recipes.load import load
 from recipes.training import Fit, Optimizer
 from training.cache import has_text
+from training.chain import recipe_of
 from training.optimizers import optimizers
 from training.parts import network_of
 
@@ -77,11 +78,8 @@ def size(name: str, module: nn.Module, flops: int = 0) -> Size:
 def vae(config: Fit) -> WanVAE:
     """A DiT's VAE, on the meta device; where nothing tells, the published one."""
     name = config.vae
-    if name and (RECIPES / f"{name}.yaml").is_file():
-        made = load(Fit, [f"recipe={name}"])
-        while made.trains == "chain":
-            made = load(Fit, [f"recipe={made.chain[-1]}"])
-        return network(made)
+    if name and (recipe := recipe_of(name)):
+        return network(load(Fit, [f"recipe={recipe}"]))
     told = {}
     for folder in (Path(name or "").expanduser() / "vae", Path(name or "").expanduser()):
         found = read_config(folder) if name else {}
@@ -97,6 +95,8 @@ def text(config: Fit, dit: WanDiT) -> Size:
     width, length = dit.config["text_width"], dit.config["text_length"]
     if config.text_encoder == "bytes":
         return _bytes(width, length)
+    if config.text_encoder and (recipe := recipe_of(config.text_encoder)):
+        return text(load(Fit, [f"recipe={recipe}"]), dit)
     sizes = UMT5_XXL
     if config.text_encoder:
         root = Path(config.text_encoder).expanduser()

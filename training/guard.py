@@ -5,6 +5,7 @@ counted; several in a row are no accident, and the run stops and names what it w
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from recipes.training import Optimizer
@@ -14,7 +15,7 @@ SETTLED = 100  # steps seen before a leap can be told from a beginning
 
 
 class Diverged(Exception):
-    """Too many steps in a row could not be taken; one line with the last batch's keys."""
+    """Too many steps in a row could not be taken; one line with the last step's keys."""
 
 
 class Guard:
@@ -31,12 +32,17 @@ class Guard:
         self.skipped = 0  # in all
         self.row = 0  # just now, one after the other
 
-    def admits(self, loss: float, gradient: float, keys: list[str]) -> bool:
+    def afresh(self) -> None:
+        """Forgets the losses so far: those to come are of another kind, such as longer clips."""
+        self.mean = self.variance = 0.0
+        self.seen = 0
+
+    def admits(self, loss: float, gradient: float, keys: Callable[[], list[str]]) -> bool:
         """Whether to take a step.
 
         Args:
             loss, gradient: the step's loss and its gradient's norm, over all ranks.
-            keys: what it read.
+            keys: says what it read, the most suspect first; asked only where the run stops.
 
         Raises:
             Diverged: it is the last of `give_up` steps in a row that were refused.
@@ -49,10 +55,10 @@ class Guard:
         self.skipped += 1
         self.row += 1
         if self.row >= self.config.give_up:
-            what = f"loss {loss:.4g}, gradient {gradient:.4g}"
+            what, read = f"loss {loss:.4g}, gradient {gradient:.4g}", keys()
             raise Diverged(
                 f"{self.row} steps in a row were skipped ({what}); the last one read "
-                f"{', '.join(keys[:8])}{', …' if len(keys) > 8 else ''}"
+                f"{', '.join(read[:8])}{', …' if len(read) > 8 else ''}"
             )
         return False
 

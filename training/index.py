@@ -8,12 +8,13 @@ A source is what curation wrote (its Parquet indices are read, no tar), or any W
 take to read. What a sample says of itself beyond this (captions, scores, tier) is read with it.
 """
 
+import hashlib
 import io
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
-from functools import partial
+from dataclasses import dataclass, field, fields
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from curation.shards import manifest, promised
 from recipes.load import UsageError
 from recipes.training import Data
 from training import foreign, tars
+from training.reader import allowed
 from training.tars import Row
 
 MEDIA = ("mp4", "jpg", "png", "safetensors")  # safetensors: a cached posterior
@@ -37,6 +39,7 @@ WANTED = (
     *("width", "height", "frames", "duration_s", "sampling_weight"),
 )
 THREADS = 16  # that read index files
+NAMED = 5  # tars that are named when too many are cut off
 
 
 @dataclass
@@ -55,6 +58,7 @@ class Index:
         weight: curation's sampling weight × the source's.
         captioned: whether it has a caption.
         beside: [rows, 3], which of `places` holds the rest of it, and its range; −1: none does.
+        cut_off: tars that can't be read to their end, and why; what precedes it is here.
     """
 
     sources: list[str]
@@ -72,6 +76,7 @@ class Index:
     weight: np.ndarray
     captioned: np.ndarray
     beside: np.ndarray | None = None
+    cut_off: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -83,6 +88,16 @@ class Index:
     @property
     def is_latent(self) -> np.ndarray:
         return self.media == LATENTS
+
+    @cached_property
+    def draws(self) -> np.ndarray:
+        """uint32 [rows, 2]: two draws of each key, the same wherever and beside whatever it lies.
+
+        A million take about half a second.
+        """
+        some = (chunk.cast(pa.large_binary()).to_pylist() for chunk in self.keys.chunks)
+        digests = (hashlib.blake2b(key, digest_size=8).digest() for keys in some for key in keys)
+        return np.frombuffer(b"".join(digests), "<u4").reshape(-1, 2)
 
     def row(self, number: int) -> Row:
         """What a reader needs of a sample."""
@@ -111,6 +126,7 @@ class Table:
     place: str
     columns: dict[str, Any]
     beside: str | None = None  # the tar that holds the rest of them; ranges are in `columns`
+    cut_off: str | None = None  # which of the two can't be read to its end, and why
 
 
 COLUMNS = {
@@ -134,23 +150,49 @@ def gather(data: Data, split: str) -> Index:
             held out by hash.
 
     Raises:
-        UsageError: a source is missing or not finished, or there is no sample in any (of train).
+        UsageError: a source is missing or not finished, more tars are cut off than
+            data.broken_share allows for, or there is no sample in any (of train).
     """
     sources = places(data)
-    weights = data.weights or [1.0] * len(sources)
-    if len(weights) != len(sources) or min(weights) < 0 or not any(weights):
-        raise UsageError(
-            f"data.weights={','.join(map(str, data.weights))}: wants one number, not negative, for "
-            f"each of the {len(sources)} places that are read"
-        )
+    weights = _weights(data, sources)
     tables: list[list[Table]] = [read_source(source, split) for source in sources]
     index = _joined(sources, weights, tables, data.sampling_weights)
+    cut_off = index.cut_off
+    some = "; ".join(cut_off[:NAMED]) + ("; …" if len(cut_off) > NAMED else "")
+    count = sum(map(len, tables))
+    if len(cut_off) > allowed(data.broken_share, count):
+        raise UsageError(
+            f"{len(cut_off)} of {count} tars can't be read to the end, more than "
+            f"data.broken_share={data.broken_share:g} allows: {some}"
+        )
     if not len(index) and split == "train":
         raise UsageError(
-            f"{', '.join(sources)}: no sample to train on; loosen `select` or add video, and run "
-            "`python curation/run.py` again"
+            f"{', '.join(sources)}: no sample to train on; "
+            + (some or "loosen `select` or add video, and run `python curation/run.py` again")
         )
     return index
+
+
+def _weights(data: Data, sources: list[str]) -> list[float]:
+    """How often an epoch shows each source.
+
+    Raises:
+        UsageError: they are not one a source.
+    """
+    weights = data.weights or [1.0] * len(sources)
+    if len(weights) == len(sources) and min(weights) >= 0 and any(weights):
+        return weights
+    given = f"data.weights={','.join(f'{one:g}' for one in weights)}"
+    if data.latents:
+        raise UsageError(
+            f"{given}: what is in data.latents={data.latents} was encoded with its weights; "
+            "data.weights= (no number) leaves them as they are"
+        )
+    what = "place that is" if len(sources) == 1 else f"of the {len(sources)} places that are"
+    raise UsageError(
+        f"{given}: wants one number, not negative, for each {what} read; data.weights= (no number) "
+        "shows each once"
+    )
 
 
 def places(data: Data) -> list[str]:
@@ -311,6 +353,7 @@ def _joined(
         place=np.repeat(np.arange(len(flat), dtype=np.int32), sizes),
         **columns,
         beside=beside,
+        cut_off=[table.cut_off for _, table in flat if table.cut_off],
     )
 
 
@@ -330,7 +373,7 @@ def _keys(keys: Any) -> list[pa.Array]:
 
 def subset(index: Index, chosen: np.ndarray) -> Index:
     """Some rows of an index."""
-    same = ("sources", "places")
+    same = ("sources", "places", "cut_off")
     taken = {
         one.name: getattr(index, one.name).take(pa.array(chosen))
         if one.name == "keys"
@@ -338,4 +381,4 @@ def subset(index: Index, chosen: np.ndarray) -> Index:
         for one in fields(index)
         if one.name not in same and getattr(index, one.name) is not None
     }
-    return Index(index.sources, index.places, **taken)
+    return Index(index.sources, index.places, **taken, cut_off=index.cut_off)

@@ -3,6 +3,7 @@
     machine/…     seconds, data wait, samples, tokens and FLOP a second, MFU, memory
     loss/…        of the training batches, and what it is made of
     optimizer/…   rate, gradient norm, skipped steps; how far the EMA lags
+    data/broken   samples that could not be read
     tier/…, score …/…   the loss of training samples by what curation said of them
 
 A point stands for all steps since the last one. A step begins when the next batch is asked for and
@@ -157,6 +158,7 @@ class Meters(Callback):
             point = self.point() | memory(module.device)
             point["optimizer/learning rate"] = measured.rate
             point["optimizer/skipped steps"] = self.skipped
+            point["data/broken"] = module.broken
             self.board.scalars(point, measured.step)
             self.window = Window()
 

@@ -6,6 +6,7 @@ what an uninterrupted one would have drawn.
 """
 
 import hashlib
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from recipes.training import Fit
 from training.batch import Batch, Step
+from training.buckets import phases
 from training.ema import EMA
 from training.guard import Guard
 from training.optimizers import optimizers
@@ -76,7 +78,10 @@ class Trained(LightningModule):
         self.ema = EMA(network, optimizer.ema) if optimizer.ema else None
         self.rate = Rate(optimizer)
         self.guard = Guard(optimizer)
+        self.starts = [step for step, _ in phases(config.buckets)]  # where clips grow longer
         self.step = 0  # taken or skipped
+        self.broken = 0  # samples that could not be read, over all ranks and starts
+        self.broken_before = 0  # this start
         self.last: Measured | None = None
         self.validation: dict[str, float] = {}
 
@@ -127,8 +132,9 @@ class Trained(LightningModule):
         seen = {name: float(self.summed(value)) for name, value in sums.items()}
         gradient = float(self.clipped())
         rate = self.rate.at(self.step)
-        keys = [key for batch in step.batches for key in batch.keys]
-        taken = self.guard.admits(seen["loss"], gradient, keys)
+        if self.step in self.starts:
+            self.guard.afresh()  # longer clips lose more: that is no leap
+        taken = self.guard.admits(seen["loss"], gradient, lambda: self.suspects(by_sample))
         if taken:
             for optimizer in together:
                 for group in optimizer.param_groups:
@@ -175,6 +181,18 @@ class Trained(LightningModule):
 
     # --- several ranks -------------------------------------------------------------------------
 
+    def suspects(self, mine: list[Sample]) -> list[str]:
+        """Keys of all ranks' samples: those without a loss first, then the largest losses."""
+        ranks: list[Any] = [[(one.loss, one.key) for one in mine]]
+        if self.trainer.world_size > 1:
+            ranks *= self.trainer.world_size
+            dist.all_gather_object(ranks, ranks[0])
+        worst = sorted(
+            (one for rank in ranks for one in rank),
+            key=lambda one: -one[0] if math.isfinite(one[0]) else -math.inf,
+        )
+        return list(dict.fromkeys(key for _, key in worst))  # ranks may share a sequence
+
     def summed(self, value: Tensor) -> Tensor:
         """Over the ranks that read different batches."""
         if self.trainer.world_size == 1:
@@ -184,6 +202,10 @@ class Trained(LightningModule):
         return value / self.config.compute.context
 
     # --- Lightning's hooks ---------------------------------------------------------------------
+
+    def on_train_batch_start(self, step: Step, index: int) -> None:
+        broken = torch.tensor(float(self.trainer.datamodule.broken), device=self.device)
+        self.broken = self.broken_before + int(self.summed(broken))
 
     def configure_model(self) -> None:
         """Lightning insists that a sharded network is sharded here; it was before the EMA."""
@@ -214,7 +236,9 @@ class Trained(LightningModule):
             total, count = (sum(sums.get(name, (0, 0))[i] for sums in ranks) for i in (0, 1))
             found[name] = total / count
         self.validation = found
-        if "loss" in found:
+        # what is held out is as long as clips ever become: until they are, a plateau says that the
+        # clips of this phase are learnt, not that the rate is too high
+        if "loss" in found and self.step >= self.starts[-1]:
             self.rate.saw(found["loss"])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -223,10 +247,12 @@ class Trained(LightningModule):
             "rate": self.rate.state_dict(),
             "guard": self.guard.state_dict(),
             "validation": self.validation,
+            "broken": self.broken,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["trained"]
         self.step, self.validation = state["step"], state["validation"]
+        self.broken = self.broken_before = state.get("broken", 0)  # none in older checkpoints
         self.rate.load_state_dict(state["rate"])
         self.guard.load_state_dict(state["guard"])

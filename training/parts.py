@@ -1,9 +1,13 @@
 """The networks that a recipe names: the one it trains, and the frozen ones it trains with.
 
-A name is a recipe (the weights of its newest finished run), a path (a run, or weights in any
-format), or a repository on the hub. What a run trains with is stored in the run, so that it goes on
-with the same parts whatever is trained elsewhere, and `checkpoint=<run>` is all that a sampler
-needs.
+A name is a recipe (its newest finished run or, in a chain, the chain's own), a path (a run, or
+weights in any format), or a repository on the hub. A run stands for what it trained, or for the
+part that is asked for of those it was trained with. What a run trains with is stored in the run, so
+that it goes on with the same parts whatever is trained elsewhere, and `checkpoint=<run>` is all
+that a sampler needs.
+
+DiT and VAE are float32, whatever their file holds: weights in bfloat16 would round most of a step
+away. The encoders are in the type of their files.
 """
 
 from dataclasses import dataclass
@@ -22,12 +26,13 @@ from model.inflation import inflate
 from model.layout import weights
 from model.presets import PRESETS, VAES
 from model.recompute import Recompute
-from model.tensors import CheckpointError
+from model.tensors import CheckpointError, read_json
 from model.text import TextEncoder, load_text_encoder
 from model.vae import WanVAE
 from recipes.keys import UsageError
-from recipes.load import RECIPES, load
-from recipes.training import Fit
+from recipes.training import DITS, Fit
+from recipes.training import VAES as VAE_SIZES
+from training.chain import recipe_of
 from training.dit_module import DiTModule
 from training.module import Trained
 from training.parallel import Ranks, leader_first, spread
@@ -35,6 +40,8 @@ from training.runs import Run, newest
 from training.vae_module import VAEModule
 
 CONDITION = 20  # channels: 4 of the mask, 16 latent
+# keys of the parts that a run names or stores, by what model.layout calls them
+KINDS = {"vae": "vae", "text_encoder": "text", "image_encoder": "image"}
 
 
 @dataclass
@@ -54,8 +61,11 @@ def assemble(config: Fit, run: Run, ranks: Ranks) -> tuple[Trained, Parts | None
         UsageError: weights or parts are not where the recipe says, or of another shape.
     """
     try:
-        # what is resumed brings its own weights
-        network = network_of(config, None if run.newest() else found("starts_from", config))
+        resumed = run.newest()
+        if resumed:
+            network = network_of(config, None, read_json(resumed.path / "config.json"))
+        else:
+            network = network_of(config, found("starts_from", config))
         network = spread(network, config, ranks)
         if config.trains == "vae":
             return VAEModule(network, config), None
@@ -66,19 +76,23 @@ def assemble(config: Fit, run: Run, ranks: Ranks) -> tuple[Trained, Parts | None
     return DiTModule(network, config, parts.vae, parts.text, parts.image), parts
 
 
-def network_of(config: Fit, path: Path | str | None) -> nn.Module:
+def network_of(config: Fit, path: Path | str | None, told: dict | None = None) -> nn.Module:
     """The network that a recipe trains, with the weights at a path, or drawn.
+
+    Args:
+        told: the class and sizes of one that is resumed, whose weights Lightning brings.
 
     Raises:
         UsageError, CheckpointError: they can't be read, or are of another shape.
     """
     how = config.compute
     torch.manual_seed(config.seed)  # every process draws the same
+    own = {name: size for name, size in (told or {}).items() if name != "class"}
     if config.trains == "vae":
-        vae = _vae(config, path)
+        vae = WanVAE(**own) if own else _vae(config, path)
         vae.checkpoint_activations(how.recompute != "none")
         return vae
-    dit = _dit(config, path)
+    dit = WanDiT(**own) if own else _dit(config, path)
     dit.context = Context(how.backend)
     dit.recompute = Recompute(how.recompute, how.recompute_blocks)
     if how.compile:
@@ -87,8 +101,22 @@ def network_of(config: Fit, path: Path | str | None) -> nn.Module:
     return dit
 
 
+def sizes_of(config: Fit) -> dict[str, Any]:
+    """The sizes that `model` names.
+
+    Raises:
+        UsageError: it names none of such a network.
+    """
+    named, known = (VAE_SIZES, VAES) if config.trains == "vae" else (DITS, PRESETS)
+    if config.model not in named:
+        raise UsageError(
+            f"model={config.model}: no size of a {config.trains}; it comes as {', '.join(named)}"
+        )
+    return dict(known[config.model])
+
+
 def _vae(config: Fit, path: Path | str | None) -> WanVAE:
-    sizes = VAES[config.model] | {"taps": config.taps}
+    sizes = sizes_of(config) | {"taps": config.taps}
     if config.taps == 1:
         sizes["temporal"] = [False] * 3
     # what the latents will be like is measured when the training is done
@@ -97,7 +125,7 @@ def _vae(config: Fit, path: Path | str | None) -> WanVAE:
         vae = WanVAE(**sizes, **still)
         narrow(vae)
         return vae
-    vae = load_vae(path)
+    vae = load_vae(path, dtype=torch.float32)
     if vae.config["taps"] == 1 and config.taps > 1:
         vae = inflate(vae)
     with torch.device("meta"):
@@ -119,19 +147,30 @@ def narrow(vae: WanVAE) -> None:
 
 
 def _dit(config: Fit, path: Path | str | None) -> WanDiT:
-    sizes = dict(PRESETS[config.model])
+    sizes = sizes_of(config)
     if any(config.objective.masks.values()):
         sizes["in_channels"] = 16 + CONDITION
     if config.image_encoder:
         sizes["image_width"] = 1280
     if path is None:
         return WanDiT(**sizes)
-    source = load_dit(path)
-    dit = source
-    if any(source.config.get(name) != size for name, size in sizes.items()):
+    dit = source = load_dit(path, dtype=torch.float32)
+    has = source.config
+    sizes["image_positions"] = has["image_positions"]  # of first-and-last-frame models
+    with torch.device("meta"):
+        wanted = WanDiT(**sizes).config
+    bare = {"in_channels": has["out_channels"], "image_width": None}  # of text-to-video
+    keys = {"in_channels": "objective.masks.first=1", "image_width": "image_encoder=PATH"}
+    for name, size in bare.items():
+        if wanted[name] == size != has[name]:
+            raise UsageError(
+                f"starts_from={config.starts_from}: image-to-video, its {name} is {has[name]}; "
+                f"give {keys[name]} or the like"
+            )
+    new = {name for name, size in bare.items() if has[name] == size != wanted[name]}
+    _same(config, has, {name: size for name, size in wanted.items() if name not in new})
+    if new:
         dit = WanDiT(**sizes)
-        widened = {"in_channels", "image_width"}
-        _same(config, source.config, {k: v for k, v in dit.config.items() if k not in widened})
         widen(dit, source)
     return dit.requires_grad_(True).train()
 
@@ -173,14 +212,13 @@ def parts_of(config: Fit, dit: WanDiT, folder: Path) -> Parts:
     places = {"vae": "vae", "text_encoder": "text_encoder"}
     if not (folder / "vae").is_dir():
         save(load_vae(needed("vae", config)), folder / "vae")
-    vae = load_vae(folder / "vae").requires_grad_(False)
-    if config.text_encoder == "bytes":
-        if not (folder / "text_encoder").is_dir():
-            save_byte_encoder(text_encoder(config), folder / "text_encoder")
-        text = load_text_encoder(folder / "text_encoder")
-    else:  # umT5 is too large to be copied into every run
+    vae = load_vae(folder / "vae", dtype=torch.float32).requires_grad_(False)
+    own = folder / "text_encoder"
+    text = load_text_encoder(own) if own.is_dir() else text_encoder(config)
+    if not isinstance(text, ByteEncoder):  # umT5 is too large to be copied into every run
         places["text_encoder"] = str(needed("text_encoder", config))
-        text = load_text_encoder(places["text_encoder"])
+    elif not own.is_dir():
+        save_byte_encoder(text, own)
     image = None
     if config.image_encoder:
         places["image_encoder"] = str(needed("image_encoder", config))
@@ -189,6 +227,7 @@ def parts_of(config: Fit, dit: WanDiT, folder: Path) -> Parts:
         ("vae", "width", vae.config["latent_channels"], dit.config["out_channels"]),
         ("text_encoder", "width", text.width, dit.config["text_width"]),
         ("text_encoder", "length", text.length, dit.config["text_length"]),
+        ("image_encoder", "width", image.width if image else None, dit.config["image_width"]),
     ):
         if has != wants:
             raise UsageError(f"{name}: {what} {has}, but model={config.model} wants {wants}")
@@ -204,8 +243,9 @@ def text_encoder(config: Fit) -> TextEncoder:
     if config.text_encoder != "bytes":
         return load_text_encoder(needed("text_encoder", config))
     with torch.device("meta"):
-        dit = WanDiT(**PRESETS[config.model])
-    return ByteEncoder(width=dit.config["text_width"], length=dit.config["text_length"])
+        dit = WanDiT(**sizes_of(config))
+    encoder = ByteEncoder(width=dit.config["text_width"], length=dit.config["text_length"])
+    return encoder.requires_grad_(False).eval()
 
 
 def needed(key: str, config: Fit) -> Path | str:
@@ -224,15 +264,13 @@ def found(key: str, config: Fit) -> Path | str | None:
     name = getattr(config, key)
     if name is None:
         return None
-    kind = config.trains if key == "starts_from" else key
-    kind = kind if kind in ("vae", "dit") else None
-    if not (RECIPES / f"{name}.yaml").is_file():
+    kind = config.trains if key == "starts_from" else KINDS[key]
+    recipe = recipe_of(name)
+    if not recipe:
         path = Path(name).expanduser()
         return weights(path.absolute(), kind) if path.exists() else name
-    made = load(Fit, [f"recipe={name}"])
-    last = made.chain[-1] if made.trains == "chain" else name
     try:
-        return weights(newest(config.runs, last), kind)
+        return weights(newest(config.runs, recipe, config.name), kind)
     except UsageError as error:
         what = f"python training/fit.py recipe={name}"
         raise UsageError(f"{key}={name}: no finished run of it; `{what}` makes one") from error

@@ -26,12 +26,12 @@ class Perceptual:
         UsageError: no such weights.
 
     Attributes:
-        name: lpips, or perceptual for what is not LPIPS.
+        name: lpips, or effnet-lite0 for what is not LPIPS.
     """
 
     def __init__(self, backbone: str, frames: int = 0) -> None:
         self.backbone, self.frames = backbone, frames
-        self.name = "perceptual" if backbone == PACKAGED else "lpips"
+        self.name = PACKAGED if backbone == PACKAGED else "lpips"
         try:
             self.distance: nn.Module = (
                 EfficientNetDistance(load_efficientnet())

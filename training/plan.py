@@ -4,7 +4,7 @@
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from rich.table import Table
@@ -54,7 +54,7 @@ class Work:
     forward: float  # of the trained network
     backward: float
     again: float  # what backward computes again
-    still: float  # encoders
+    still: float  # of the other networks: encoders, or those in a VAE's loss
 
     @property
     def total(self) -> float:
@@ -100,7 +100,7 @@ class Plan:
         sums = [0.0] * 4
         for load, share in self.mix.items():
             cost = self._flops(load)
-            each = (cost.forward, cost.backward, self._again(cost), self._encoders(load))
+            each = (cost.forward, cost.backward, self._again(cost), self._still(load))
             samples = share * load.samples * self.config.buckets.batches
             sums = [total + samples * one for total, one in zip(sums, each, strict=True)]
         return Work(*sums)
@@ -117,11 +117,14 @@ class Plan:
         again = layers if how.recompute_blocks is None else min(how.recompute_blocks, layers)
         return cost.again(how.recompute) * again / layers
 
-    def _encoders(self, load: Full) -> float:
+    def _still(self, load: Full) -> float:
         config = self.config
-        clips = 0 if config.data.latents else 1 + any(config.objective.masks.values())
         if not self.networks.is_dit:
-            return 0.0
+            alone = flops.of_judging(replace(config.loss, gan=0.0), load.bucket)
+            all_of_them = flops.of_judging(config.loss, load.bucket)
+            opposed = max(0.0, 1 - config.loss.gan_start / config.optimizer.steps)  # of the steps
+            return alone + opposed * (all_of_them - alone)
+        clips = 0 if config.data.latents else 1 + any(config.objective.masks.values())
         encoded = clips and clips * flops.of_encoding(self.networks.vae.config, load.bucket)
         return encoded + sum(one.flops for one in self.networks.still)
 
@@ -184,6 +187,10 @@ class Plan:
         found.append(("spread", self._spread()))
         return found + self._step() + self._memory() + self._price()
 
+    @property
+    def _others(self) -> str:
+        return "encoders" if self.networks.is_dit else "the loss's networks"
+
     def _step(self) -> list[tuple[str, str]]:
         batches, work = self.config.buckets.batches, self.work
         tokens = f"up to {self.config.buckets.tokens:,} tokens"
@@ -191,7 +198,7 @@ class Plan:
         if batches > 1:
             words = f"{batches} batches of {tokens}, {min(batches, self.spread.readers)} at a time"
         each = {"forward": work.forward, "backward": work.backward}
-        each |= {"again": work.again, "encoders": work.still}
+        each |= {"again": work.again, self._others: work.still}
         parts = ", ".join(f"{kind} {count(n, 'FLOP')}" for kind, n in each.items() if n)
         return [
             ("a step", f"{words}: {count(self.tokens)} tokens"),
@@ -214,7 +221,16 @@ class Plan:
         verdict = "" if self.fits else ": does not fit"
         what = f" of {self.heaviest.name}" if "backward" in peak.name else ""
         head = f"{gib(peak.total)} of {gib(self.machine.memory)}{verdict} ({peak.name}{what})"
-        return [("memory", head), *((f"  {kind}", gib(n)) for kind, n in peak.kinds.items())]
+        kinds = dict.fromkeys(kind for one in self.moments for kind in one.kinds)
+        last = sorted(kinds, key=lambda kind: kind == "reserve")
+        return [("memory", head), *((f"  {kind}", self._kind(kind)) for kind in last)]
+
+    def _kind(self, kind: str) -> str:
+        """How much of a kind the moment that takes most holds, and another where that is more."""
+        most = max(self.moments, key=lambda one: one.kinds.get(kind, 0))
+        now, then = (one.kinds.get(kind, 0) for one in (self.peak, most))
+        here = gib(now) if now else "none"
+        return here if now == then else f"{here}; {gib(then)} at {most.name}"
 
     def _price(self) -> list[tuple[str, str]]:
         how, steps = self.config.compute, self.config.optimizer.steps
@@ -230,7 +246,7 @@ class Plan:
             found.append(
                 ("cost", f"{hours:,.0f} GPU hours, {hours * price:,.0f} at {price:g} each")
             )
-        found.append(("MFU then", f"{done:.1%}, without what is done again and encoders"))
+        found.append(("MFU then", f"{done:.1%}, without what is done again and {self._others}"))
         return found
 
     def _done_by(self, seconds: float) -> float:

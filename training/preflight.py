@@ -13,7 +13,7 @@ from dataclasses import replace
 from model.dit import WanDiT
 from recipes.load import UsageError
 from recipes.training import Fit
-from training import footprint, frozen, memory, workload
+from training import console, footprint, frozen, memory, workload
 from training.footprint import How
 from training.machine import Machine, machine
 from training.memory import Load, Spread, Weights
@@ -30,6 +30,8 @@ def preflight(config: Fit, on: Machine | None = None) -> Plan:
     Args:
         on: what it runs on; None: what the recipe says, or is here.
 
+    With plan=true one that can't fit is shown before it is refused.
+
     Raises:
         UsageError: it can't fit, or is for GPUs and there is none: says the smallest change that
             helps.
@@ -38,6 +40,8 @@ def preflight(config: Fit, on: Machine | None = None) -> Plan:
 
     plan = planned(config, on or machine(config))
     if line := refusal(plan):
+        if config.plan:
+            console.show(plan.table())
         raise UsageError(line)
     return plan
 
@@ -104,7 +108,7 @@ def _load(config: Fit, on: Machine, networks: Networks, batch: Full) -> Load:
             most = workload.heaviest(config)
             vae = networks.vae.config
             little = on.memory // 20
-            encoding = footprint.encoding(vae, most.bucket, most.samples, bfloat16, little)
+            encoding = footprint.encoding(vae, most.bucket, most.samples, little)
         if config.validate.sample_every:
             largest = max(workload.every(config), key=lambda one: one.tokens)
             vae = networks.vae.config

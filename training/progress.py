@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
 from rich.text import Text
 
 from training.batch import Batch
+from training.charts import PAGE
 from training.meters import Meters
 
 EVERY = 60.0  # seconds between two lines off a terminal
@@ -80,6 +81,8 @@ class Bar(Callback):
         self.beside, self.counted = 0.0, 0  # seconds between steps, and how many these were
         self.ended: float | None = None
         self.drawn = self.told = self.clock()
+        if trainer.is_global_zero:
+            self.say(f"curves: tensorboard --logdir {self.meters.board.run}, then {PAGE}")
         if not trainer.is_global_zero or not self.console.is_terminal:
             return
         # no thread of its own: loader processes are forked, and would inherit its locks
@@ -142,7 +145,7 @@ class Bar(Callback):
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         if trainer.is_global_zero and "loss" in module.validation:
-            others = ("psnr", "ssim", "lpips")
+            others = ("psnr", "ssim", "lpips", "effnet-lite0")
             shown = [f"held-out loss {module.validation['loss']:.4f}"]
             shown += [
                 f"{name} {value:.2f}" for name, value in module.validation.items() if name in others
@@ -168,7 +171,7 @@ class _Count(ProgressColumn):
 
 def duration(seconds: float, digits: int = 0) -> str:
     """As people write it: 1.06 s, 4 min 5 s, 7 h 30 min, 6 d 7 h."""
-    if seconds < 60:
+    if round(seconds, digits) < 60:
         return f"{seconds:.{digits}f} s"
     units = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
     for (large, name), (small, below) in pairwise(units):

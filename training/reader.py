@@ -11,6 +11,7 @@ import os
 import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from threading import Thread
 from typing import Any
 
@@ -77,13 +78,15 @@ class Reader(Dataset):
         return step
 
     def batch(self, wanted: Wanted, step: Step) -> Batch:
-        """One batch, spares in the place of what is broken."""
-        spares, size = iter(wanted.spares), len(wanted.rows)
+        """One batch. In the place of what is broken come spares and, when there are no more, others
+        of the batch a second time: one broken clip of a small bucket stops nothing."""
+        bad: set[str] = set()
+        spares, size = chain(wanted.spares, again(wanted.rows, bad)), len(wanted.rows)
         keys: list[str] = []
         samples: list[Decoded] = []
         stacks: dict[str, Tensor] = {}
         for row in wanted.rows:
-            sample, row = self.sample(row, spares, wanted, stacks, step)
+            sample, row = self.sample(row, spares, wanted, stacks, step, bad)
             if sample is None:
                 step.lost += 1
                 continue
@@ -112,26 +115,47 @@ class Reader(Dataset):
 
     def sample(
         self,
-        row: Row,
+        row: Row | None,
         spares: Iterator[Row],
         wanted: Wanted,
         stacks: dict[str, Tensor],
         step: Step,
+        bad: set[str],
     ) -> tuple[Decoded | None, Row]:
-        """A row's sample, or the first of the spares that can be read, or None."""
-        while True:
-            try:
-                sample = decode(row, wanted.bucket, self.taste, wanted.epoch)
-                for name, stack in stacks.items():
-                    found = getattr(sample, name)
-                    if found is None or found.shape != stack.shape[1:]:
-                        raise BrokenError(f"its {name} doesn't fit its batch")
-                return sample, row
-            except BrokenError as error:
-                step.broken.append(f"{row.key} ({row.place}): {error}")
+        """A row's sample, or the first of the spares that can be read, or None.
+
+        Args:
+            bad: keys that couldn't be read; it adds to them.
+        """
+        while row is not None:
+            if row.key not in bad:  # it may have failed in another's place
+                try:
+                    sample = decode(row, wanted.bucket, self.taste, wanted.epoch)
+                    for name, stack in stacks.items():
+                        found = getattr(sample, name)
+                        if found is None or found.shape != stack.shape[1:]:
+                            raise BrokenError(f"its {name} doesn't fit its batch")
+                    return sample, row
+                except BrokenError as error:
+                    step.broken.append(f"{row.key} ({row.place}): {error}")
+                    bad.add(row.key)
             row = next(spares, None)
-            if row is None:
-                return None, wanted.rows[0]
+        return None, wanted.rows[0]
+
+
+def again(rows: list[Row], bad: set[str]) -> Iterator[Row]:
+    """Rows over and over, but for the bad ones; ends when all are bad."""
+    while any(row.key not in bad for row in rows):
+        yield from (row for row in rows if row.key not in bad)
+
+
+def allowed(share: float, seen: int) -> float:
+    """How many of so many may be broken where the share is allowed for.
+
+    Three deviations of a count whose mean is the share, so that bad luck stops nothing.
+    """
+    expected = share * seen
+    return expected + 3 * math.sqrt(expected) + 1
 
 
 def shared(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -196,13 +220,10 @@ class Tally:
         self.named += [one for one in broken if one not in self.named]
         self.named = self.named[: NAMED + 1]
         self.seen += read + len(broken)
-        expected = self.share * self.seen
-        # three deviations of a count whose mean is the share; so a run isn't stopped by bad luck
-        allowed = expected + 3 * math.sqrt(expected) + 1
-        if not lost and (self.seen < SEEN or self.broken <= allowed):
+        if not lost and (self.seen < SEEN or self.broken <= allowed(self.share, self.seen)):
             return
         why = f"more than data.broken_share={self.share:g} allows"
         if lost:
-            why = "and no other sample of their bucket could stand in"
+            why = "and no other of their batch or bucket could stand in"
         some = "; ".join(self.named[:NAMED]) + ("; …" if len(self.named) > NAMED else "")
         raise BrokenDataError(f"{self.broken} of {self.seen} samples can't be read, {why}: {some}")

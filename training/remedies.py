@@ -16,8 +16,10 @@ from training.buckets import lengths
 from training.gpus import GPUS
 from training.machine import Machine, of_gpu
 from training.plan import Plan, gib, span
+from training.runs import label
 
 LONGEST = 100.0  # days on a CPU from which on a recipe is one for GPUs; ours
+GPU, LATENTS = "compute.gpu", "data.latents"  # keys that don't make their change by themselves
 NEAR = 1.1  # of the memory there is: of two changes, the dearer may take a little more
 
 
@@ -58,14 +60,16 @@ def refusal(plan: Plan) -> str | None:
 def advice(plan: Plan, change: Change, found: Plan) -> str:
     """What would fit, in the words of the command line."""
     takes = f"takes {gib(found.peak.total)}"
+    if LATENTS in change.keys:
+        wrote = f"once python training/latents.py recipe={plan.config.recipe} has written it"
+        return f"{change.words} {takes}, {wrote}"
     if change.on == plan.machine:
         return f"{change.words} {takes}"
-    if change.on.cuda and not plan.machine.cuda:
-        return (
-            f"it is a recipe for GPUs: on {change.on.words} it {takes} ({change.words} with "
-            "plan=true says more)"
-        )
-    return f"{change.words} ({change.on.words}) {takes}"
+    # where there are such GPUs the command finds them by itself; here they can only be planned with
+    there = Change({key: one for key, one in change.keys.items() if key != GPU}, change.on).words
+    where = f"on {change.on.words}{f' with {there}' if there else ''}"
+    kind = "" if plan.machine.cuda else "it is a recipe for GPUs: "
+    return f"{kind}{where} it {takes} (plan=true {change.words} says more)"
 
 
 def smallest(plan: Plan) -> tuple[Change, Plan] | None:
@@ -98,9 +102,9 @@ def groups(plan: Plan) -> Iterator[list[Change]]:
     if plan.peak.name == "samples":
         yield [Change({"validate.sample_every": 0}, on)]
     yield [Change(keys, on) for keys in again]
-    if plan.peak.name == "encoding" and not config.image_encoder:
-        # what `python training/latents.py recipe=…` writes by itself
-        yield [Change({"data.latents": f"{config.runs}/latents/{plan.name}"}, on)]
+    if plan.peak.name == "encoding" and config.recipe and not config.image_encoder:
+        # where `python training/latents.py recipe=…` writes to by itself
+        yield [Change({LATENTS: f"{config.runs}/latents/{label(config.recipe)}"}, on)]
     yield [Change(few | keys, on) for few in fewer(config) for keys in [{}, *again]]
     frugal = again[-1] if again else {}
     if on.count > 1 and plan.networks.is_dit:
@@ -122,7 +126,7 @@ def groups(plan: Plan) -> Iterator[list[Change]]:
         for gpu in larger:
             other = of_gpu(gpu, count)
             if not on.cuda or other.memory > on.memory:
-                keys = {"compute.gpu": gpu.name} | batches(config, count)
+                keys = {GPU: gpu.name} | batches(config, count)
                 keys |= {"compute.devices": count} if count > 1 else {}
                 yield [Change(keys | one, other) for one in [{}, *again]]
     yield [Change(one | frugal, on) for one in shorter(config)]

@@ -6,8 +6,8 @@
         checkpoints/       step=NNNNNNNN/ (training/snapshot.py writes them)
         done.json          written last: the training is finished
 
-A run without done.json is unfinished, and the same command goes on with it. One process at a time
-holds a run (`.lock`).
+A run without done.json is unfinished, and the same command goes on with it; one in which nothing
+was saved is begun anew, with any configuration. One process at a time holds a run (`.lock`).
 """
 
 import json
@@ -31,8 +31,14 @@ from training.environment import command, environment, now
 from training.lock import Lock
 from training.notes import as_json, read, rewrite
 
-# What may differ when a run goes on, since it does not change what is learned
-FREE = ("compute", "save", "validate", "data.workers", "data.prefetch", "data.broken_share")
+# What may differ when a run goes on, since it does not change what is learned. Of `validate` only
+# what is shown and advised: by what is measured the rate is lowered, and a checkpoint the best.
+SHOWN = ("sample_every", "prompts", "samples", "steps", "guidance", "shift", "solver")
+FREE = ("compute", "save", "data.workers", "data.prefetch", "data.broken_share")
+FREE += tuple(f"validate.{one}" for one in SHOWN)
+# This does change it, but a run that its guard stops at the same step each time has no other way on
+FREE += ("optimizer.spike", "optimizer.give_up")
+KEPT = (".lock", "config.yaml", "environment.json")  # of a run that is begun anew
 NAMES = ("recipe", "runs", "name", "resume", "plan", "expect")
 TOLD = "WAN_RECIPES_RUN"  # rank 0 tells the processes that Lightning starts from it
 
@@ -91,20 +97,29 @@ class Run:
         return newest.path / "trainer.ckpt" if newest else None
 
     def best(self) -> Path | None:
-        """The checkpoint folder to use: the best validated, else the newest."""
-        return best(self.folder) if self.newest() else None
+        """The checkpoint folder to use: the best validated, else the newest.
+
+        Of a VAE with an adversary it is the newest: the validation loss leaves the adversary out,
+        and is best before that begins.
+        """
+        newest = self.newest()
+        if newest and self.config.trains == "vae" and self.config.loss.gan:
+            return newest.path
+        return best(self.folder) if newest else None
 
     def finish(self, module: LightningModule | None = None) -> None:
         """Marks it as done; called once all that belongs to it is written.
 
         Args:
-            module: what was trained; None: a chain. Its network's config is that of every
-                checkpoint from now on: a VAE's latents are measured when its training is over.
+            module: what was trained; None: a chain. Its network's config becomes that of every
+                checkpoint that was not validated: a VAE's latents are measured in validations, or
+                when the training is over.
         """
         if not rank():
             for one in self.checkpoints() if module else ():
-                config = {"class": one.meta["class"], **module.network.config}
-                rewrite(one.path / "config.json", as_json(config))
+                if one.validation is None:
+                    config = {"class": one.meta["class"], **module.network.config}
+                    rewrite(one.path / "config.json", as_json(config))
             newest = self.newest()
             content = {
                 "step": newest.step if newest else 0,
@@ -126,7 +141,7 @@ def open_run(config: Fit) -> Run:
     that started them.
 
     Raises:
-        UsageError: another process trains it, it was begun with another configuration, it is there
+        UsageError: another process trains it, it was saved with another configuration, it is there
             already under resume=never, or it can't be written.
     """
     spread = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
@@ -174,8 +189,10 @@ def _opened(config: Fit) -> Run:
         return _resumed(found, config)
     if config.resume == "auto":
         unfinished = [one for one in _runs(home) if not (one / "done.json").is_file()]
+        # a start that was refused stands before no run that can be gone on with
+        mine = [one for one in unfinished if _saved(one) or not _differ(one, config)]
         if unfinished:
-            return _resumed(max(unfinished, key=_started), config)
+            return _resumed(max(mine or unfinished, key=_started), config)
     return _begun(home, None, config)
 
 
@@ -186,14 +203,12 @@ def _begun(home: Path, name: str | None, config: Fit) -> Run:
         home.mkdir(parents=True, exist_ok=True)
         folder = next(home / one for one in names if name or not (home / one).exists())
         folder.mkdir(exist_ok=True)
-        strange = [one.name for one in folder.iterdir() if one.name != ".lock"]
+        strange = [one.name for one in folder.iterdir() if not one.name.startswith(".")]
         if strange:
             raise UsageError(f"{folder}: no run, but not empty ({strange[0]}); give another name=")
         lock = Lock(folder / ".lock")
         lock.take()
-        (folder / "checkpoints").mkdir()
-        _note(folder)
-        rewrite(folder / "config.yaml", to_yaml(config))
+        _write(folder, config)
     except OSError as error:
         raise UsageError(
             f"{home}: can't be written ({error.strerror}); choose another runs="
@@ -202,30 +217,64 @@ def _begun(home: Path, name: str | None, config: Fit) -> Run:
 
 
 def _resumed(folder: Path, config: Fit) -> Run:
-    """One that is there already, if it is the same training."""
+    """One that is there already, if it is the same training or nothing of it was saved."""
     if (folder / "done.json").is_file():
         _check(folder, config, "finished")
         return Run(folder, config)
     lock = Lock(folder / ".lock")
     lock.take()
     try:
-        _check(folder, config, "unfinished")
         tidy(folder / "checkpoints")
-        _note(folder)
-        rewrite(folder / "config.yaml", to_yaml(config))
+        if _saved(folder):
+            _check(folder, config, "unfinished")
+        else:
+            _empty(folder)
+        _write(folder, config)
     except BaseException:
         lock.release()
         raise
     return Run(folder, config, lock)
 
 
+def _saved(folder: Path) -> bool:
+    """Whether there is anything to go on with: a checkpoint or, of a chain, one of its stages."""
+    stages = [folder.parents[1] / label(one) / folder.name for one in _there(folder)["chain"]]
+    return any(checkpoints(one) for one in (folder, *stages))
+
+
+def _empty(folder: Path) -> None:
+    """Removes what a run left that saved nothing: parts that may have been why it was refused."""
+    for one in folder.iterdir():
+        if one.is_dir() and not one.is_symlink():
+            shutil.rmtree(one)
+        elif one.name not in KEPT:
+            one.unlink()
+
+
+def _write(folder: Path, config: Fit) -> None:
+    """Makes a run of a folder, or notes in it that it goes on."""
+    rewrite(folder / "config.yaml", to_yaml(config))
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    starts = read(folder / "environment.json").get("starts", [])
+    rewrite(folder / "environment.json", as_json({"starts": [*starts, environment()]}))
+
+
+def _there(folder: Path) -> dict[str, Any]:
+    """The configuration of a run."""
+    try:
+        found = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        return {"chain": [], **found}
+    except (OSError, yaml.YAMLError, TypeError) as error:
+        raise UsageError(f"{folder}/config.yaml: can't be read ({error})") from None
+
+
+def _differ(folder: Path, config: Fit) -> list[str]:
+    return differences(_there(folder), yaml.safe_load(to_yaml(config)))
+
+
 def _check(folder: Path, config: Fit, state: str) -> None:
     """That the run there learns what this configuration asks for."""
-    try:
-        there = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise UsageError(f"{folder}/config.yaml: can't be read ({error})") from None
-    differ = differences(there, yaml.safe_load(to_yaml(config)))
+    differ = _differ(folder, config)
     if differ:
         instead = "another name=" if config.name else "resume=never for a new run"
         raise UsageError(
@@ -274,18 +323,14 @@ def tidy(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _note(folder: Path) -> None:
-    """Adds this start to environment.json."""
-    path = folder / "environment.json"
-    starts = read(path).get("starts", [])
-    rewrite(path, as_json({"starts": [*starts, environment()]}))
-
-
 # --- finding ------------------------------------------------------------------------------------
 
 
-def newest(runs: str | Path, recipe: str) -> Path:
+def newest(runs: str | Path, recipe: str, name: str | None = None) -> Path:
     """The run of a recipe that was finished last.
+
+    Args:
+        name: of a run that comes before all others where it is finished: a chain's own.
 
     Raises:
         UsageError: there is none; it names the command that makes one.
@@ -296,7 +341,10 @@ def newest(runs: str | Path, recipe: str) -> Path:
         raise UsageError(
             f"{home}: no finished run of {recipe}; make one: python training/fit.py recipe={recipe}"
         )
-    return max(found, key=lambda one: (read(one / "done.json").get("finished", ""), one.name))
+    own = [one for one in found if one.name == name]
+    return max(
+        own or found, key=lambda one: (read(one / "done.json").get("finished", ""), one.name)
+    )
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,17 @@
 A DiT samples fixed prompts from fixed seeds, an image-to-video model from the first frames of
 held-out clips too; a VAE takes held-out clips through and back, and its pictures stand beside them.
 The weights are the EMA's. Length and size are those of the longest and largest held-out clips that
-training has come to.
+training has come to or, where prompts are fixed and nothing is held out, of the largest bucket.
+
+A signal to stop ends it between two steps of the sampler, since clusters don't wait for videos to
+be finished; the run that goes on makes those that are left.
 """
 
 import json
-import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +31,14 @@ from model.layout import Layout
 from model.sampler import Inputs, Settings, TaskError, decode, sample, tasks
 from model.vae import WanVAE
 from recipes.load import UsageError
+from recipes.training import Buckets
 from training.batch import Batch, Bucket
 from training.board import Board
+from training.buckets import buckets, phases
+from training.checkpoints import is_validated
 from training.movie import beside, frames, write
 from training.parts import Parts
+from training.snapshot import agreed
 
 TITLE = 60  # characters of a prompt that name a file and a picture
 SIDE_BY_SIDE = "left: clip, right: reconstruction"
@@ -46,14 +53,20 @@ class Clip:
     video: Tensor | None  # uint8 [3, T, H, W] on the CPU; None where nothing is told but the prompt
 
 
+class Stopping(Exception):
+    """A signal has come amid the samples."""
+
+
 class Samples(Callback):
-    """Samples every `validate.sample_every` steps and after the last.
+    """Samples every `validate.sample_every` steps and after the last; stands before the callback
+    that saves, and then stops where a signal asks for it.
 
     Args:
         board: TensorBoard.
         folder: samples/ of the run.
         parts: what a DiT is trained with; None for a VAE.
         trained_on: how the run's checkpoints are sampled: shift, negative prompt, frame rate.
+        asked: the signal that asks this process to stop; 0: none has.
     """
 
     def __init__(
@@ -62,12 +75,15 @@ class Samples(Callback):
         folder: Path,
         parts: Parts | None = None,
         trained_on: Defaults | None = None,
+        asked: Callable[[], int] = int,
     ) -> None:
         self.board, self.folder = board, folder
         self.parts, self.trained_on = parts, trained_on
+        self.asked = asked
         self.bucket: Bucket | None = None  # of the clips
         self.clips: list[Clip] = []
         self.due = False
+        self.rows: list[dict[str, Any]] = []  # of samples.json: those that are made of what is due
 
     # --- held-out clips ------------------------------------------------------------------------
 
@@ -86,7 +102,7 @@ class Samples(Callback):
     def keep(self, module: LightningModule, batch: Batch) -> None:
         """The first few clips of the largest bucket that training has come to."""
         wanted, bucket = self.count(module), batch.bucket
-        if bucket.frames > longest(module.config.buckets.growth, module.step):
+        if bucket.frames > longest(module.config.buckets, module.step):
             return
         if bucket.is_image and module.kind == "dit" and is_conditioned(module):
             return  # the given frame would be all
@@ -103,6 +119,11 @@ class Samples(Callback):
     def count(self, module: LightningModule) -> int:
         prompts = module.config.validate.prompts if module.kind == "dit" else []
         return len(prompts) or module.config.validate.samples
+
+    def is_fixed(self, module: LightningModule) -> bool:
+        """Whether samples want nothing of held-out clips."""
+        prompts = module.config.validate.prompts
+        return module.kind == "dit" and bool(prompts) and not is_conditioned(module)
 
     @torch.no_grad()
     def pixels(self, module: LightningModule, batch: Batch, number: int) -> Tensor | None:
@@ -123,6 +144,8 @@ class Samples(Callback):
                 settings.check(self.bundle(module).card)
             except TaskError as error:
                 raise UsageError(f"validate: {error}") from error
+        if self.due:  # the last process was stopped at it
+            self.show(trainer, module)
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int
@@ -132,7 +155,7 @@ class Samples(Callback):
         if not every or (step % every and step != config.optimizer.steps):
             return
         self.due = True
-        if step % config.validate.every:  # else the validation that follows brings the clips
+        if not is_validated(trainer):  # else the validation that follows brings the clips
             self.show(trainer, module)
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
@@ -141,33 +164,58 @@ class Samples(Callback):
 
     def show(self, trainer: Trainer, module: LightningModule) -> None:
         """Samples, writes the files, and shows them."""
-        self.due = False
-        if not self.clips:  # just resumed
+        self.provide(trainer, module)
+        network = module.averaged
+        was_training = network.training
+        network.eval()
+        try:
+            if self.bucket:
+                self.make(trainer, module)
+            self.due, self.rows = False, []
+        except Stopping:
+            pass  # the callback that saves does the rest
+        finally:
+            network.train(was_training)
+
+    def provide(self, trainer: Trainer, module: LightningModule) -> None:
+        """Clips, or at least a size, where no validation has brought any."""
+        if not self.clips:  # just resumed, or never validated
             for batch in trainer.datamodule.val_dataloader():
                 self.keep(module, batch)
         if trainer.world_size > 1:  # ranks have other clips each, but one network together
             shared = [(self.bucket, self.clips)]
             dist.broadcast_object_list(shared, src=0)
             self.bucket, self.clips = shared[0]
-        if not self.clips:
-            return
-        network = module.averaged
-        was_training = network.training
-        network.eval()
+        if not self.clips and self.is_fixed(module):
+            self.bucket = largest(module.config.buckets, module.step)
+
+    def make(self, trainer: Trainer, module: LightningModule) -> None:
+        """What is due and not made yet."""
         made = self.reconstructed if module.kind == "vae" else self.sampled
-        rows = []
         fps = self.trained_on.fps if self.trained_on else module.config.buckets.fps
         folder = self.folder / f"step={module.step:08d}"
-        for number, (title, video, about) in enumerate(made(trainer, module), 1):
+        for title, video, about in made(trainer, module):
+            number = len(self.rows) + 1
+            name = f"{number}-{plain(title)}" if title else str(number)
             if trainer.is_global_zero:
-                name = f"{number}-{plain(title)}" if title else str(number)
-                file = write(folder / name, video, fps)
-                rows.append({"file": file.name} | about)
+                name = write(folder / name, video, fps).name
                 self.board.movie(self.tag(number, title), video, fps, module.step)
-        network.train(was_training)
+            self.rows.append({"file": name} | about)
         if trainer.is_global_zero:
-            text = json.dumps({"step": module.step, "samples": rows}, indent=1, ensure_ascii=False)
+            told = {"step": module.step, "samples": self.rows}
+            text = json.dumps(told, indent=1, ensure_ascii=False)
             (folder / "samples.json").write_text(text + "\n", "utf-8")
+
+    def go_on(self, module: LightningModule, *_: Any) -> None:
+        """Raises Stopping if any rank was asked to stop; all of them call it together."""
+        if agreed(module, float(self.asked()))[0]:
+            raise Stopping
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"due": self.due, "rows": self.rows}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.due, self.rows = state["due"], state["rows"]
 
     @staticmethod
     def tag(number: int, title: str) -> str:
@@ -182,7 +230,8 @@ class Samples(Callback):
         self, trainer: Trainer, module: LightningModule
     ) -> Iterator[tuple[str, np.ndarray, dict[str, Any]]]:
         vae: WanVAE = module.averaged
-        for clip in self.clips:
+        for clip in self.clips[len(self.rows) :]:
+            self.go_on(module)
             video = clip.video[None].to(module.device).float() / 127.5 - 1
             with trainer.precision_plugin.val_step_context(), torch.no_grad():
                 means = [one.mean for one in vae.encode_stream([video])]
@@ -195,10 +244,14 @@ class Samples(Callback):
     ) -> Iterator[tuple[str, np.ndarray, dict[str, Any]]]:
         bundle, settings = self.bundle(module), self.settings(module, self.bucket)
         prompts = module.config.validate.prompts or [clip.prompt for clip in self.clips]
-        for number, prompt in enumerate(prompts):
-            clip = self.clips[number % len(self.clips)]
+        going = partial(self.go_on, module)
+        for number in range(len(self.rows), len(prompts)):
+            going()
+            prompt = prompts[number]
+            clip = self.clips[number % len(self.clips)] if self.clips else None
+            start = given(settings, clip.video) if clip else None
             with trainer.precision_plugin.val_step_context():
-                latents = sample(bundle, [prompt], [number], settings, given(settings, clip.video))
+                latents = sample(bundle, [prompt], [number], settings, start, callback=going)
             video = torch.cat(list(decode(bundle, latents)), dim=2)[0]
             about = {
                 "prompt": prompt,
@@ -236,14 +289,17 @@ class Samples(Callback):
         )
 
 
-def longest(growth: dict[str, int], step: int) -> float:
+def longest(config: Buckets, step: int) -> int:
     """Frames of the longest clips that training sees at a step."""
-    limits = [frames for start, frames in sorted(growth.items(), key=first) if int(start) <= step]
-    return limits[-1] if limits else math.inf
+    return [frames for start, frames in phases(config) if start <= step][-1]
 
 
-def first(entry: tuple[str, int]) -> int:
-    return int(entry[0])
+def largest(config: Buckets, step: int) -> Bucket:
+    """The largest bucket that training has come to at a step."""
+    most = longest(config, step)
+    return max(
+        (one for one in buckets(config) if one.frames <= most), key=lambda one: (one.tokens, one)
+    )
 
 
 def is_conditioned(module: LightningModule) -> bool:

@@ -34,8 +34,9 @@ def trainer_of(
     board = Board(run.folder)
     meters = Meters(board, flops=plan.step_flops, peak=plan.peak_flops)
     how = trained_on(config, module) if module.kind == "dit" else None
-    samples = Samples(board, run.folder / "samples", parts, how)
     saver = Saver(run, parts.places if parts else {}, asdict(how) if how else {})
+    samples = Samples(board, run.folder / "samples", parts, how, asked=lambda: saver.signal)
+    every = config.validate.every
     return Trainer(
         accelerator=device(config),
         devices=ranks.spread.world // config.compute.nodes,
@@ -44,8 +45,9 @@ def trainer_of(
         plugins=plugins_of(ranks),
         precision=PRECISION[config.compute.precision],
         max_epochs=1,
-        val_check_interval=config.validate.every,
+        val_check_interval=every or config.optimizer.steps,
         check_val_every_n_epoch=None,
+        limit_val_batches=1.0 if every else 0,
         num_sanity_val_steps=0,
         callbacks=[board, meters, Bar(meters), samples, saver],  # the saver saves what all did
         logger=False,

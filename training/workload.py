@@ -1,7 +1,8 @@
 """What a step's batches are, as far as a recipe tells before its data are read.
 
-Batches are taken to be full; videos to be as long as the recipe lets in at the time, and its sizes
-to come equally often. So a plan is rather too dear than too cheap.
+Batches are taken to be full, and clips to fill every size and to have every length that the recipe
+lets in at the time: all are of the largest and longest, or, where `buckets.mixed` says so, of all
+equally often. So a plan is rather too dear than too cheap.
 """
 
 import json
@@ -83,19 +84,27 @@ def mix(config: Fit) -> dict[Full, float]:
         part = max(0, min(end, steps) - start) / steps
         videos = [one for one in known if not one.is_image and one.frames <= longest]
         share = config.data.image_share if images and videos else float(not videos)
-        for pool, weight in ((images, share), (_longest(videos), 1 - share)):
-            some = _sizes(pool)
+        for pool, weight in ((images, share), (videos, 1 - share)):
+            some = [full(config, one) for one in _seen(pool, config.buckets.mixed)]
+            # of equally many clips those make more batches of which a batch holds fewer
+            batches = sum(1 / one.samples for one in some)
             for one in some:
-                found[full(config, one)] += part * weight / len(some)
+                found[one] += part * weight / one.samples / batches
     return {load: share for load, share in found.items() if share}
 
 
-def _longest(some: list[Bucket]) -> list[Bucket]:
-    return [one for one in some if one.frames == max(one.frames for one in some)]
+def _seen(some: list[Bucket], mixed: list[str]) -> list[Bucket]:
+    """Where clips go that fill every size and have every length."""
+    lengths = sorted({one.frames for one in some}, reverse=True)
+    found = []
+    for frames in lengths if "frames" in mixed else lengths[:1]:
+        sizes = _sizes([one for one in some if one.frames == frames])
+        found += sizes if "sizes" in mixed else sizes[:1]
+    return found
 
 
 def _sizes(some: list[Bucket]) -> list[Bucket]:
-    """Of each resolution the aspect ratio with the most pixels."""
+    """Of each resolution, the largest first, the aspect ratio with the most pixels."""
     shapes = [(one.width, one.height) for one in some]
     groups = [[some[at] for at in group] for group in classes(shapes)]
     return [max(group, key=lambda one: (one.tokens, -_oddness(one))) for group in groups]
