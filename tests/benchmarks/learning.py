@@ -271,7 +271,7 @@ STRICT = (
 )
 POISONED = 2000
 SEEDS = range(1, 6)
-STEPS = 1000  # of each run, five minutes of two cores
+STEPS = 750  # of each run, about six minutes of one core
 STUDENT = 2.776  # Student's t for a two-sided 95 % interval of five differences
 
 
