@@ -59,7 +59,9 @@ def encode(vae: WanVAE, video: Tensor | Iterable[Tensor], tile: int | None = Non
     The posterior's mean, normalised; besides the video's own, memory does not grow with its length.
     """
     parts = pieces(video) if isinstance(video, Tensor) else video
-    found = [vae.normalize(one.mean) for one in vae.encode_stream(parts, tile=tile)]
+    # as exactly as the latents that the network was trained on, also amid training in bfloat16
+    with torch.autocast(next(vae.parameters()).device.type, enabled=False):
+        found = [vae.normalize(one.mean) for one in vae.encode_stream(parts, tile=tile)]
     return torch.cat(found, dim=2)
 
 

@@ -145,12 +145,12 @@ def best(run: Path) -> Path:
     return min(scored, key=lambda one: (one.validation, -one.step)).path
 
 
-def weights(path: Path, kind: str | None = None) -> Path:
+def weights(path: Path, kind: str | None = None) -> Path | str:
     """Where the weights of a run are, or of one checkpoint of it; any other path is its own answer.
 
     Args:
         kind: dit, vae, text or image; of a run that trained a DiT the others are those it was
-            trained with. None: what the run trained.
+            trained with, which may be a name on the hub. None: what the run trained.
 
     Raises:
         CheckpointError: the run has no checkpoint yet, or is of another kind.
@@ -164,7 +164,7 @@ def weights(path: Path, kind: str | None = None) -> Path:
     if kind is None or trained == CLASSES.get(kind):
         return found.weights
     if trained == CLASSES["dit"]:
-        return Path(getattr(_trained(found), kind))
+        return getattr(_trained(found), kind)
     raise CheckpointError(
         f"{path}: weights of a {trained}; a {CLASSES.get(kind, CLASSES['dit'])} is wanted"
     )

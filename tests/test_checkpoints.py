@@ -87,8 +87,23 @@ def test_a_second_interrupt_stops_at_once(tmp_path):
     assert steps(open_run(config(tmp_path))) == [3, 4]
 
 
+@pytest.mark.parametrize("stop", [4, 10])
+def test_a_signal_amid_what_the_last_start_left_is_ours_and_saves(tmp_path, whole, stop):
+    """Also where no step is left to take."""
+    train(config(tmp_path), stop)
+    with pytest.raises(SystemExit) as caught:
+        train(config(tmp_path), 10, left=lambda *_: send(signal.SIGTERM)())
+    assert caught.value.code == 143
+    assert steps(open_run(config(tmp_path)))[-1] == stop
+    done = []
+    again, _ = train(config(tmp_path), 10, left=lambda *_: done.append(1))
+    assert done == [1]
+    assert again.losses == whole.losses[stop:]
+    assert same(again, whole)
+
+
 def test_a_signal_while_callbacks_begin_ends_the_first_step(tmp_path):
-    """Such as one that makes the samples which the last start left: there Lightning catches it."""
+    """Before the saver's turn, where Lightning catches it."""
 
     class Early(Callback):
         def on_train_start(self, *_) -> None:

@@ -80,7 +80,8 @@ def test_an_encoder_of_a_run_is_the_one_it_was_trained_with(runs, tmp_path):
     place.mkdir(parents=True)
     named = {"text_encoder": "someone/umt5", "image_encoder": str(tmp_path)}
     (place / "meta.json").write_text(json.dumps({"class": "WanDiT", "parts": named}))
-    assert str(weights(tmp_path, "text")) == "someone/umt5"
+    assert weights(tmp_path, "text") == "someone/umt5"
+    assert find(str(runs["dit"]), text_encoder=str(tmp_path)).text == "someone/umt5"
     assert weights(tmp_path, "image") == tmp_path
 
 

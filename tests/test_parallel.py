@@ -88,8 +88,9 @@ def test_two_processes_that_share_weights_and_sequences_learn_what_one_learns(tm
     for stem in ("model", "ema"):
         whole = weights(tmp_path, "dit", STEPS, stem)
         assert apart(whole, weights(tmp_path, QUICK.name, STEPS, stem)) < 1e-5
-    for what in ("losses", "gradients", "drift", "validation"):
+    for what in ("losses", "gradients", "drift", "validation", "broken"):
         assert seen[QUICK.name][what] == pytest.approx(seen["dit"][what], rel=1e-4)
+    assert seen["dit"]["broken"] == 2
 
 
 def weights(folder: Path, name: str, step: int, stem: str) -> dict[str, Tensor]:
@@ -115,7 +116,7 @@ def test_weights_and_their_average_are_those_of_a_single_process(name, seen, fol
 @pytest.mark.parametrize("name", names(TOGETHER))
 def test_losses_gradients_and_validation_are_those_of_a_single_process(name, seen):
     mine, single = seen[name], seen[name.split()[0]]
-    assert mine["skipped"] == 0
+    assert (mine["skipped"], mine["broken"]) == (0, 2)
     for what in ("losses", "gradients", "drift", "validation"):
         assert mine[what] == pytest.approx(single[what], rel=1e-4)
     for one, other in zip(mine["parts"], single["parts"], strict=True):

@@ -15,9 +15,10 @@ from recipes.load import UsageError, load
 from recipes.training import Fit
 from tests.tiny_training import Line, Module, recipes
 from tests.tiny_training import config as tiny
+from training.differences import differences
 from training.environment import PACKAGES
 from training.lock import Lock
-from training.runs import differences, label, newest, open_run, stages
+from training.runs import label, newest, open_run, stages
 
 ROOT = Path(__file__).parents[1]
 
@@ -139,6 +140,33 @@ def test_a_run_in_which_nothing_was_saved_blocks_no_other_configuration(tmp_path
     (folder / "vae").mkdir()
     assert "unfinished, with another configuration" in refused(tmp_path, "vae=wrong.pth")
     assert (folder / "vae").is_dir()
+
+
+@pytest.mark.parametrize("name", ["validation.jsonl", "export/model.safetensors", "checkpoints"])
+def test_a_run_that_has_trained_is_not_emptied_where_its_checkpoints_are_out_of_sight(
+    tmp_path, name
+):
+    folder = begun(tmp_path)
+    if name == "checkpoints":  # on a disk that is not there now
+        (folder / name).rmdir()
+        (tmp_path / "elsewhere").mkdir()
+        (folder / name).symlink_to(tmp_path / "elsewhere")
+    else:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+    (folder / "samples").mkdir()
+    line = refused(tmp_path)
+    assert f"without a checkpoint, but there is {name.split('/')[0]}; move it away" in line
+    assert (folder / "samples").is_dir()
+    assert (folder / name).exists()
+
+
+def test_an_old_run_that_cant_be_read_is_passed_over(tmp_path):
+    old, new = begun(tmp_path, "name=old"), begun(tmp_path, "name=new")
+    checkpoint(new, 10)
+    (old / "config.yaml").write_text("recipe: [")
+    with open_run(tiny(tmp_path)) as run:
+        assert run.folder == new
 
 
 def test_a_start_that_was_refused_stands_before_no_run_that_can_be_gone_on_with(tmp_path):

@@ -261,9 +261,10 @@ def test_a_signal_ends_the_samples_saves_and_the_run_that_goes_on_makes_the_othe
             Vae(ours("wan").requires_grad_(True), given) if kind == "vae" else dit(given, parts)
         )
         with open_run(given) as run:
-            board, saver = Board(run.folder), Saver(run)
+            board = Board(run.folder)
             how = (None, None) if kind == "vae" else (parts, HOW)
             samples = Samples(board, run.folder / "s", *how, asked=lambda: saver.signal)
+            saver = Saver(run, left=samples.left)
             fit(given, [board, Meters(board), samples, saver], run.resume_path(), module=module)
         return run.folder
 

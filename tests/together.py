@@ -98,11 +98,10 @@ def batch(step: int, number: int, kind: str) -> Batch:
 class Made(LightningDataModule):
     """Four batches a step."""
 
-    broken = 0
-
     def __init__(self, kind: str, ranks: parallel.Ranks, first: int) -> None:
         super().__init__()
         self.kind, self.ranks, self.first = kind, ranks, first
+        self.broken = 2 // ranks.spread.readers  # two in all, whoever reads them
 
     def mine(self, number: int) -> list[Batch]:
         readers = self.ranks.spread.readers
@@ -186,6 +185,7 @@ def train(case: Case, folder: Path, world: int = 1) -> dict[str, Any]:
         "validation": module.validation,
         "drift": module.ema.drift(module.network),
         "skipped": module.guard.skipped,
+        "broken": module.broken,
     }
     if module.kind == "vae" and module.adversary:
         found["adversary"] = module.adversary.network.state_dict()

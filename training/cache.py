@@ -200,7 +200,7 @@ class Shard:
     folder: Path
     number: int
     pieces: list[Piece]
-    how: tuple  # what else decides its content: VAE, its precision, frame rate, text encoder, masks
+    how: tuple  # what else decides its content: VAE, type, frame rate, text encoder, masks
 
     @property
     def name(self) -> str:

@@ -43,6 +43,7 @@ class Saver(Callback):
         parts: what the network is trained with (vae, text_encoder, image_encoder), each by its
             place relative to the run's folder, by another path, or by its name on the hub.
         trained_on: fields of `model.defaults.Defaults`: how to sample.
+        left: does what the last process was stopped at, before the first step.
         clock: seconds.
     """
 
@@ -51,11 +52,13 @@ class Saver(Callback):
         run: Run,
         parts: Mapping[str, str] | None = None,
         trained_on: Mapping[str, Any] | None = None,
+        left: Callable[[Trainer, LightningModule], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.run = run
         self.parts = dict(parts or {})
         self.trained_on = dict(trained_on or {})
+        self.left = left
         self.clock = clock
         self.signal = 0  # that asked us to stop
         self.saved = -1  # the last step that was
@@ -94,6 +97,15 @@ class Saver(Callback):
         if self._owed:
             self._owed = False
             validate(trainer)
+        elif self.left:
+            self.left(trainer, module)
+            stop, _ = self._agreed(trainer, module, False)
+            if stop:
+                # after the last step Lightning takes its epoch for over here, and what is left now
+                # would be left for good: it is made anew instead
+                if 0 < module.step < self.run.config.optimizer.steps:
+                    self._save(trainer, module)
+                raise Stopped(stop)
 
     def on_train_batch_start(self, *_: Any) -> None:
         self._between = False
@@ -143,7 +155,10 @@ class Saver(Callback):
         if isinstance(exception, Diverged):
             newest = self.run.newest()
             good = f"the last good checkpoint is {newest.path}" if newest else "none was saved yet"
-            raise Diverged(f"{exception}; {good}; to go on: {self.run.command}") from None
+            raise Diverged(
+                f"{exception}; {good}; to go on: {self.run.command} (the same samples come again: "
+                "a larger optimizer.give_up= passes over them, optimizer.spike= takes more)"
+            ) from None
         if isinstance(exception, Stopped):
             self._tell(trainer)
         elif self.signal and self._between and trainer.world_size == 1:

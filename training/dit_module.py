@@ -122,9 +122,9 @@ class DiTModule(Trained):
         if batch.mean is not None:
             return Posterior(batch.mean.float(), batch.logvar.float())
         # piece by piece, in a ninth of the memory that a whole clip of 480p takes
-        video = pixels(batch.video)
-        with exact(video):
-            parts = list(self.vae.encode_stream([video]))
+        # and in float32, as the official code: latents are what the network is to hit
+        with torch.autocast(batch.video.device.type, enabled=False):
+            parts = list(self.vae.encode_stream([pixels(batch.video)]))
         return Posterior(*(torch.cat([getattr(one, name) for one in parts], 2) for name in NAMES))
 
     def text(self, batch: Batch, dropped: Tensor | None = None) -> Tensor:
@@ -178,20 +178,11 @@ class DiTModule(Trained):
         if batch.video is None and batch.bucket.is_image:
             return self.nothing(batch.bucket).expand(len(batch), -1, -1, -1, -1)
         mask = draw_mask(batch.bucket.frames, self.config.objective.masks, generator)
-        video = pixels(batch.video)
-        with exact(video):
-            return condition(self.vae, video, mask)
+        return condition(self.vae, pixels(batch.video), mask)
 
     def nothing(self, bucket: Bucket) -> Tensor:
         """The condition of an image, which is given nothing: encoded once for all of a size."""
         if bucket not in self._nothing:
             grey = torch.zeros(1, 3, 1, bucket.height, bucket.width, device=self.device)
-            with exact(grey):
-                self._nothing[bucket] = condition(self.vae, grey, torch.zeros(1, dtype=torch.bool))
+            self._nothing[bucket] = condition(self.vae, grey, torch.zeros(1, dtype=torch.bool))
         return self._nothing[bucket]
-
-
-def exact(video: Tensor) -> torch.autocast:
-    """Without the training's bfloat16: latents are what the network is to hit, and the official
-    code computes them in float32."""
-    return torch.autocast(video.device.type, enabled=False)

@@ -193,6 +193,10 @@ class Trained(LightningModule):
         )
         return list(dict.fromkeys(key for _, key in worst))  # ranks may share a sequence
 
+    def count_broken(self) -> None:
+        broken = torch.tensor(float(self.trainer.datamodule.broken), device=self.device)
+        self.broken = self.broken_before + int(self.summed(broken))
+
     def summed(self, value: Tensor) -> Tensor:
         """Over the ranks that read different batches."""
         if self.trainer.world_size == 1:
@@ -204,8 +208,7 @@ class Trained(LightningModule):
     # --- Lightning's hooks ---------------------------------------------------------------------
 
     def on_train_batch_start(self, step: Step, index: int) -> None:
-        broken = torch.tensor(float(self.trainer.datamodule.broken), device=self.device)
-        self.broken = self.broken_before + int(self.summed(broken))
+        self.count_broken()
 
     def configure_model(self) -> None:
         """Lightning insists that a sharded network is sharded here; it was before the EMA."""
@@ -227,6 +230,7 @@ class Trained(LightningModule):
             total[1] += values.numel()
 
     def on_validation_epoch_end(self) -> None:
+        self.count_broken()  # held-out ones too
         ranks = [self._sums]
         if self.trainer.world_size > 1:  # a rank may have clips of buckets that others have not
             ranks = [None] * self.trainer.world_size

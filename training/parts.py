@@ -1,10 +1,10 @@
 """The networks that a recipe names: the one it trains, and the frozen ones it trains with.
 
-A name is a recipe (its newest finished run or, in a chain, the chain's own), a path (a run, or
-weights in any format), or a repository on the hub. A run stands for what it trained, or for the
-part that is asked for of those it was trained with. What a run trains with is stored in the run, so
-that it goes on with the same parts whatever is trained elsewhere, and `checkpoint=<run>` is all
-that a sampler needs.
+A name is a recipe (its newest finished run, but one of the same `name` first: a chain's own), a
+path (a run, or weights in any format), or a repository on the hub. A run stands for what it
+trained, or for the part that is asked for of those it was trained with. What a run trains with is
+stored in the run, so that it goes on with the same parts whatever is trained elsewhere, and
+`checkpoint=<run>` is all that a sampler needs.
 
 DiT and VAE are float32, whatever their file holds: weights in bfloat16 would round most of a step
 away. The encoders are in the type of their files.

@@ -79,7 +79,7 @@ class Reader(Dataset):
 
     def batch(self, wanted: Wanted, step: Step) -> Batch:
         """One batch. In the place of what is broken come spares and, when there are no more, others
-        of the batch a second time: one broken clip of a small bucket stops nothing."""
+        of the batch a second time: a small bucket's broken clip stops nothing if it has others."""
         bad: set[str] = set()
         spares, size = chain(wanted.spares, again(wanted.rows, bad)), len(wanted.rows)
         keys: list[str] = []

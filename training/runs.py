@@ -10,7 +10,6 @@ A run without done.json is unfinished, and the same command goes on with it; one
 was saved is begun anew, with any configuration. One process at a time holds a run (`.lock`).
 """
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -24,22 +23,17 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from model.layout import Checkpoint, best, checkpoints
-from recipes.keys import UsageError, keys
+from recipes.keys import UsageError
 from recipes.load import to_yaml
 from recipes.training import Fit
+from training.differences import differences
 from training.environment import command, environment, now
 from training.lock import Lock
 from training.notes import as_json, read, rewrite
 
-# What may differ when a run goes on, since it does not change what is learned. Of `validate` only
-# what is shown and advised: by what is measured the rate is lowered, and a checkpoint the best.
-SHOWN = ("sample_every", "prompts", "samples", "steps", "guidance", "shift", "solver")
-FREE = ("compute", "save", "data.workers", "data.prefetch", "data.broken_share")
-FREE += tuple(f"validate.{one}" for one in SHOWN)
-# This does change it, but a run that its guard stops at the same step each time has no other way on
-FREE += ("optimizer.spike", "optimizer.give_up")
-KEPT = (".lock", "config.yaml", "environment.json")  # of a run that is begun anew
-NAMES = ("recipe", "runs", "name", "resume", "plan", "expect")
+# Of a run that is begun anew: what stays, and how the names begin of what is removed
+KEPT = (".lock", "config.yaml", "environment.json")
+LEFT = ("checkpoints", "vae", "text_encoder", "samples", "events.", ".")
 TOLD = "WAN_RECIPES_RUN"  # rank 0 tells the processes that Lightning starts from it
 
 
@@ -190,7 +184,7 @@ def _opened(config: Fit) -> Run:
     if config.resume == "auto":
         unfinished = [one for one in _runs(home) if not (one / "done.json").is_file()]
         # a start that was refused stands before no run that can be gone on with
-        mine = [one for one in unfinished if _saved(one) or not _differ(one, config)]
+        mine = [one for one in unfinished if _is_mine(one, config)]
         if unfinished:
             return _resumed(max(mine or unfinished, key=_started), config)
     return _begun(home, None, config)
@@ -236,6 +230,14 @@ def _resumed(folder: Path, config: Fit) -> Run:
     return Run(folder, config, lock)
 
 
+def _is_mine(folder: Path, config: Fit) -> bool:
+    """Whether an unfinished run has something to go on with, or began as this one."""
+    try:
+        return _saved(folder) or not _differ(folder, config)
+    except UsageError:  # what can't be read
+        return False
+
+
 def _saved(folder: Path) -> bool:
     """Whether there is anything to go on with: a checkpoint or, of a chain, one of its stages."""
     stages = [folder.parents[1] / label(one) / folder.name for one in _there(folder)["chain"]]
@@ -243,12 +245,20 @@ def _saved(folder: Path) -> bool:
 
 
 def _empty(folder: Path) -> None:
-    """Removes what a run left that saved nothing: parts that may have been why it was refused."""
-    for one in folder.iterdir():
-        if one.is_dir() and not one.is_symlink():
-            shutil.rmtree(one)
-        elif one.name not in KEPT:
-            one.unlink()
+    """Removes what a run left that saved nothing: parts that may have been why it was refused.
+
+    Raises:
+        UsageError: there is more, such as validations: its checkpoints may only be out of sight.
+    """
+    found = [one for one in folder.iterdir() if one.name not in KEPT]
+    strange = [one.name for one in found if one.is_symlink() or not one.name.startswith(LEFT)]
+    if strange:
+        raise UsageError(
+            f"{folder}: unfinished and without a checkpoint, but there is {min(strange)}; move it "
+            "away, or give resume=never or another name="
+        )
+    for one in found:
+        shutil.rmtree(one) if one.is_dir() else one.unlink()
 
 
 def _write(folder: Path, config: Fit) -> None:
@@ -281,34 +291,6 @@ def _check(folder: Path, config: Fit, state: str) -> None:
             f"{folder}: {state}, with another configuration: {'; '.join(differ)}; give the same, "
             f"or {instead}"
         )
-
-
-def differences(there: dict, here: dict) -> list[str]:
-    """Keys that change what is learned and differ, each with both values."""
-    default = yaml.safe_load(to_yaml(Fit()))  # of keys that the run is older than
-    decays = [_value(one, "optimizer.decay", Fit().optimizer.decay) for one in (there, here)]
-    found = []
-    for path in keys(Fit):
-        if path in NAMES or any(path == one or path.startswith(f"{one}.") for one in FREE):
-            continue
-        if path == "optimizer.steps" and not any(decays):
-            continue  # no step before the last knows how many there are
-        was, wanted = (_value(one, path, _value(default, path)) for one in (there, here))
-        if was != wanted:
-            found.append(f"{path}={_short(was)} there, {_short(wanted)} now")
-    return found
-
-
-def _value(tree: Any, path: str, missing: Any = None) -> Any:
-    for part in path.split("."):
-        if not isinstance(tree, dict) or part not in tree:
-            return missing
-        tree = tree[part]
-    return tree
-
-
-def _short(value: Any) -> str:
-    return "null" if value is None else json.dumps(value, ensure_ascii=False).strip('"')
 
 
 def tidy(folder: Path) -> None:

@@ -132,7 +132,8 @@ class Samples(Callback):
             return None
         if batch.video is not None:
             return batch.video[number].cpu()
-        shown = self.parts.vae.decode(batch.mean[number : number + 1].float())[0]
+        mean = batch.mean[number : number + 1].to(module.device, torch.float32)
+        shown = self.parts.vae.decode(mean)[0]
         return torch.from_numpy(frames(shown)).permute(3, 0, 1, 2)
 
     # --- when ----------------------------------------------------------------------------------
@@ -144,7 +145,10 @@ class Samples(Callback):
                 settings.check(self.bundle(module).card)
             except TaskError as error:
                 raise UsageError(f"validate: {error}") from error
-        if self.due:  # the last process was stopped at it
+
+    def left(self, trainer: Trainer, module: LightningModule) -> None:
+        """Makes what the last process was stopped at."""
+        if self.due and module.config.validate.sample_every:
             self.show(trainer, module)
 
     def on_train_batch_end(

@@ -34,8 +34,9 @@ def trainer_of(
     board = Board(run.folder)
     meters = Meters(board, flops=plan.step_flops, peak=plan.peak_flops)
     how = trained_on(config, module) if module.kind == "dit" else None
-    saver = Saver(run, parts.places if parts else {}, asdict(how) if how else {})
     samples = Samples(board, run.folder / "samples", parts, how, asked=lambda: saver.signal)
+    places, told = parts.places if parts else {}, asdict(how) if how else {}
+    saver = Saver(run, places, told, samples.left)
     every = config.validate.every
     return Trainer(
         accelerator=device(config),
