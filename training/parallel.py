@@ -15,6 +15,7 @@ saved in one file, and a VAE's convolutions over time may lie idle where a batch
 """
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
@@ -39,6 +40,7 @@ HINT = (
     "torchrun --nnodes=N --nproc-per-node=GPUS --rdzv-backend=c10d --rdzv-endpoint=HOST:PORT "
     "training/fit.py …, on each machine"
 )
+FIRST = 10.0  # seconds in which the first process says a mistake that all of them find
 
 
 # --- processes -----------------------------------------------------------------------------------
@@ -63,7 +65,12 @@ def run(train: Callable[[Fit], int | None], config: Fit) -> int | None:
         torch.set_num_threads(asks.compute.threads)
     if launched():
         join(asks)
-        status = train(config)
+        try:
+            status = train(config)
+        except UsageError:
+            if dist.get_rank():
+                time.sleep(FIRST)
+            raise
         dist.destroy_process_group()
         return status
     if asks.compute.nodes > 1 and not asks.plan:

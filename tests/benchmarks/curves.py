@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from html import escape
 
 WIDTH, HEIGHT = 420, 280  # of a panel
-LEFT, RIGHT, TOP, BOTTOM = 52, 16, 40, 44
+LEFT, RIGHT, TOP, BOTTOM = 52, 28, 40, 44
 COLORS = ("#1f6feb", "#d1542c", "#2f8f4e", "#8250df")
 MUTED, GRID = "#6e7781", "#d8dee4"
 Curve = list[tuple[float, float]]
@@ -62,7 +62,7 @@ class Panel:
                 f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="2"/>'
             )
             x, y = place(*curve[-1])
-            lines.append(text(x, y + (16 if number else -8), name, color, "end"))
+            lines.append(text(x, y - 8, name, color, "end"))
         return lines
 
 
