@@ -185,7 +185,8 @@ class TestFits:
     def test_they_are_described_where_no_validation_came_to_it(self, tmp_path):
         module = VAEModule(vae(), config())
         module.trainer = trainer(tmp_path, 1)
-        module.finish(Clips(1))
+        module.trainer.datamodule = Clips(1)
+        module.finish(module.trainer.datamodule)
         without = module.network.config["latent_mean"]
         module.on_validation_epoch_start()
         for i, one in enumerate(Clips(1).val_dataloader()):
