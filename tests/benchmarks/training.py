@@ -84,6 +84,8 @@ def drawn(number: int, bucket: Bucket, count: int) -> Step:
 
 
 class Drawn(LightningDataModule, IterableDataset):
+    broken = 0
+
     def __init__(self, bucket: Bucket, count: int) -> None:
         super().__init__()
         self.bucket, self.count, self.given = bucket, count, 0
